@@ -1,0 +1,273 @@
+"""What export and runtime agree on: tensor names, dtypes and shapes of each graph, and the bundle's manifest.
+
+Owns names and schema. Knows neither how a graph is built (`export`) nor how it is run (`backends`).
+
+Shapes use one alphabet: P patches of a frame, N visual tokens of a frame (P / merge**2), T new tokens, C capacity of
+the KV cache in tokens, Hq query heads, Hkv key/value heads, D head width, W hidden width, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edge.errors import BundleError
+from edge.preprocess import PreprocessConfig
+from edge.prompt import Protocol
+
+MANIFEST_SCHEMA = "streamo.bundle/1"
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FILE = "tokenizer.json"
+VISION_FILE = "vision.onnx"
+DECODER_FILE = "decoder.onnx"
+EMBEDDING_FILE = "embeddings.bin"
+MAX_MANIFEST_BYTES = 4 << 20
+
+OPSET = 21
+CUSTOM_DOMAIN = "streamo"
+STREAM_ATTENTION = "StreamAttention"
+"""streamo::StreamAttention(qkv, qkv_bias, rope_cos, rope_sin, key_cache, value_cache, cache_length)
+-> (attention, key_cache, value_cache); attributes num_heads, num_kv_heads, scale.
+
+  qkv (T, (Hq + 2 Hkv) D), qkv_bias ((Hq + 2 Hkv) D), rope_cos and rope_sin (T, D / 2),
+  key_cache and value_cache (1, Hkv, C, D), cache_length (1,) int32: tokens in the cache before this call.
+Adds the bias, rotates queries and keys, writes the T new rows behind `cache_length` and attends over all of them,
+causally among the new ones. attention is (T, Hq D). The caches are updated in place: bind the same memory to input
+and output. The model file carries the op as a function of stock ONNX Runtime operators, so it runs everywhere; a
+native kernel may replace it.
+"""
+
+# Vision graph.
+PATCHES = "patches"  # (P, 3 * temporal_patch * patch**2) float32
+VISION_COS = "vision_rope_cos"  # (P, D / 2) float32
+VISION_SIN = "vision_rope_sin"  # (P, D / 2) float32
+WINDOW_MASK = "window_mask"  # (P, P) float32, added to the scores of windowed blocks: 0 inside a window, else very low
+IMAGE_EMBEDS = "image_embeds"  # (N, W) float32
+
+# Decoder graph.
+INPUTS_EMBEDS = "inputs_embeds"  # (T, W) float32
+ROPE_COS = "rope_cos"  # (T, D / 2) float32
+ROPE_SIN = "rope_sin"  # (T, D / 2) float32
+CACHE_LENGTH = "cache_length"  # (1,) int32
+LOGITS = "logits"  # (1, V) float32, of the last token only
+
+
+def key_cache_name(layer: int) -> str:
+    """Graph input of layer `layer`'s keys, (1, Hkv, C, D); the output is this with `.updated` behind it."""
+    return f"key_cache.{layer}"
+
+
+def value_cache_name(layer: int) -> str:
+    """Graph input of layer `layer`'s values, (1, Hkv, C, D); the output is this with `.updated` behind it."""
+    return f"value_cache.{layer}"
+
+
+def updated(name: str) -> str:
+    """The output that shares memory with cache input `name`."""
+    return f"{name}.updated"
+
+
+@dataclass(frozen=True)
+class DecoderFacts:
+    """Shape of the language model."""
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    mrope_section: tuple[int, ...]
+    tied_embeddings: bool
+
+    @property
+    def kv_values_per_token(self) -> int:
+        """Numbers that one token adds to the KV cache, over all layers."""
+        return 2 * self.layers * self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class VisionFacts:
+    """Shape of the vision tower."""
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int
+    window_size: int
+    full_attention_blocks: tuple[int, ...]
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Ids found by name in the tokenizer. A state is a tuple: one id, or the pieces it is spelt in."""
+
+    silence: tuple[int, ...]
+    standby: tuple[int, ...]
+    response: tuple[int, ...]
+    image_pad: int
+    im_end: int
+    end_of_text: int
+
+
+@dataclass(frozen=True)
+class StreamDefaults:
+    """What the checkpoint's author recommends; a user may choose otherwise."""
+
+    window_turns: int = 120
+    max_reply_tokens: int = 128
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """One file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """One input or output of a graph; symbolic dimensions are strings."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Component:
+    """One graph of the bundle."""
+
+    file: str
+    weights: str  # fp32, fp16, int8 or int4
+    weights_bytes: int
+    inputs: tuple[TensorFacts, ...]
+    outputs: tuple[TensorFacts, ...]
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """The token embeddings, row-major, memory-mapped at run time."""
+
+    file: str
+    rows: int
+    columns: int
+    dtype: str  # float32 or float16
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a bundle that is not a weight."""
+
+    schema: str
+    tool: str
+    source: dict[str, Any]
+    decoder_facts: DecoderFacts
+    vision_facts: VisionFacts
+    preprocess: PreprocessConfig
+    protocol: Protocol
+    tokens: TokenIds
+    embedding: EmbeddingTable
+    vision: Component
+    decoder: Component
+    kv_dtypes: tuple[str, ...]  # one per layer
+    files: dict[str, FileFacts]
+    stream: StreamDefaults = field(default_factory=StreamDefaults)
+    parity: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that one token occupies in the KV cache."""
+        sizes = {"float32": 4, "float16": 2, "int8": 1}
+        per_layer = 2 * self.decoder_facts.num_kv_heads * self.decoder_facts.head_dim
+        return sum(per_layer * sizes[dtype] for dtype in self.kv_dtypes)
+
+    @property
+    def max_visual_tokens(self) -> int:
+        """Most visual tokens that a frame of any size can become."""
+        return max(1, self.preprocess.max_pixels // self.preprocess.factor**2)
+
+
+def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
+    """The manifest as plain JSON values."""
+    return dataclasses.asdict(manifest)
+
+
+def manifest_from_json(document: Any) -> Manifest:
+    """Read a manifest, checking every field's presence and type.
+
+    Raises:
+      BundleError: another schema, or a field that is missing, unknown or of the wrong type; names the field.
+    """
+    if not isinstance(document, Mapping):
+        raise BundleError(f"`{MANIFEST_FILE}` should hold a JSON object, found {type(document).__name__}")
+    schema = document.get("schema")
+    if schema != MANIFEST_SCHEMA:
+        raise BundleError(
+            f"`{MANIFEST_FILE}` has schema {schema!r}, this version reads {MANIFEST_SCHEMA!r}",
+            hint="Export the checkpoint again with `streamo-edge export`",
+        )
+    return typing.cast(Manifest, _read(Manifest, document, ""))
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """Convert JSON `value` to the annotated type `kind`; `where` is the path for messages."""
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        _expect(isinstance(value, (list, tuple)), where, "a list", value)
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        _expect(len(kinds) == len(value), where, f"a list of {len(kinds)} values", value)
+        return tuple(_read(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict:
+        _expect(isinstance(value, Mapping), where, "an object", value)
+        return {str(key): _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is Any:
+        return value
+    if kind is float:
+        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
+        return float(value)
+    if origin is not None:  # int | str
+        _expect(isinstance(value, (int, str)) and not isinstance(value, bool), where, "an integer or a name", value)
+        return value
+    _expect(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), where, kind.__name__, value)
+    return value
+
+
+def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
+    _expect(isinstance(value, Mapping), where or MANIFEST_FILE, "an object", value)
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for name in value:
+        _expect(name in fields, f"{where}.{name}".lstrip("."), "no such field", value[name])
+    found = {}
+    for name, f in fields.items():
+        path = f"{where}.{name}".lstrip(".")
+        if name in value:
+            found[name] = _read(hints[name], value[name], path)
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise BundleError(f"`{MANIFEST_FILE}` lacks the field `{path}`", hint="Export the checkpoint again")
+    return kind(**found)
+
+
+def _expect(holds: bool, where: str, expected: str, found: Any) -> None:
+    if not holds:
+        shown = repr(found)
+        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+        raise BundleError(
+            f"`{MANIFEST_FILE}` field `{where}`: expected {expected}, found {shown}",
+            hint="Export the checkpoint again",
+        )

@@ -1,0 +1,121 @@
+"""The language model as two verbs: `prefill` many tokens, `decode_step` one.
+
+Owns the embedding table and the order token ids -> embeddings -> positions -> cache rows -> logits. Does not know what
+the tokens mean (see `session`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Union
+
+import numpy as np
+
+from edge.backends.base import Backend
+from edge.contract import Manifest
+from edge.kv_cache import CacheMark, KVCache
+from edge.rope import MultimodalRope, image_positions, text_positions
+
+MAX_PREFILL_TOKENS = 512
+"""Longest run of tokens given to the graph at once: attention scores take T x depth numbers a head."""
+
+
+class FrameTokens:
+    """A frame's visual tokens and the grid they came from.
+
+    Attributes:
+      embeds: (N, W) float32.
+      rows, columns: visual tokens down and across; N = rows * columns.
+    """
+
+    __slots__ = ("columns", "embeds", "rows")
+
+    def __init__(self, embeds: np.ndarray, rows: int, columns: int) -> None:
+        self.embeds = embeds
+        self.rows = rows
+        self.columns = columns
+
+
+Segment = Union[Sequence[int], FrameTokens]  # noqa: UP007 - evaluated at run time, which Python 3.10 needs spelt so
+"""Part of a prompt: text token ids, or a frame."""
+
+
+class Decoder:
+    """The decoder graph with its cache and embedding table.
+
+    Args:
+      manifest: the bundle's facts.
+      table_path: the embedding table, memory-mapped: rows are read when a token needs them.
+      capacity_tokens: size of the KV cache, allocated here, once.
+    """
+
+    def __init__(self, manifest: Manifest, table_path: Path, backend: Backend, capacity_tokens: int) -> None:
+        table, facts = manifest.embedding, manifest.decoder_facts
+        self._table = np.memmap(table_path, np.dtype(table.dtype), "r", shape=(table.rows, table.columns))
+        self._rope = MultimodalRope(facts.head_dim, facts.rope_theta, facts.mrope_section)
+        self._backend = backend
+        self._embeds = np.empty((MAX_PREFILL_TOKENS, facts.hidden_size), np.float32)
+        self._positions = np.empty((3, MAX_PREFILL_TOKENS), np.int64)
+        backend.allocate_cache(capacity_tokens)
+        self.kv_cache = KVCache(capacity_tokens)
+
+    def prefill(self, segments: Sequence[Segment]) -> np.ndarray:
+        """Append a prompt to the cache and return the logits after its last token.
+
+        Args:
+          segments: text token ids and frames, in order; at least one token in all.
+
+        Returns:
+          (V,) float32, valid until the next call.
+
+        Raises:
+          MemoryBudgetError: the cache has too few rows left; rows written so far stay.
+
+        Cost: one graph call for every 512 tokens.
+        """
+        filled = 0
+        logits: np.ndarray | None = None
+        next_position = self.kv_cache.position
+        for segment in segments:
+            embeds, positions, advance = self._lay_out(segment, next_position)
+            next_position += advance
+            start = 0
+            while start < len(embeds):
+                if filled == MAX_PREFILL_TOKENS:
+                    logits = self._run(filled)
+                    filled = 0
+                count = min(len(embeds) - start, MAX_PREFILL_TOKENS - filled)
+                self._embeds[filled : filled + count] = embeds[start : start + count]
+                self._positions[:, filled : filled + count] = positions[:, start : start + count]
+                filled += count
+                start += count
+        if filled:
+            logits = self._run(filled)
+        if logits is None:
+            raise ValueError("a prompt needs at least one token")
+        self.kv_cache.position = next_position
+        return logits
+
+    def decode_step(self, token_id: int) -> np.ndarray:
+        """Append one text token and return the logits after it: (V,) float32, valid until the next call."""
+        return self.prefill([[token_id]])
+
+    def truncate(self, mark: CacheMark) -> None:
+        """Cut the cache back to `mark`."""
+        self.kv_cache.truncate(mark)
+
+    def _lay_out(self, segment: Segment, position: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Embeddings (n, W), positions (3, n) and how far the position advances."""
+        if isinstance(segment, FrameTokens):
+            positions = image_positions(position, segment.rows, segment.columns)
+            return segment.embeds, positions, max(segment.rows, segment.columns)
+        count = len(segment)
+        return self._table[list(segment)], text_positions(position, count), count
+
+    def _run(self, count: int) -> np.ndarray:
+        slot = self.kv_cache.append(count, 0)
+        cos, sin = self._rope.tables(self._positions[:, :count])
+        return self._backend.run_decoder(
+            self._embeds[:count], np.ascontiguousarray(cos), np.ascontiguousarray(sin), slot
+        )

@@ -1,0 +1,66 @@
+"""A camera frame to visual tokens: preprocessing, the tables of its size, and the vision graph.
+
+Owns the tables, computed once for each frame size. Does not know what becomes of the tokens.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edge.backends.base import Backend
+from edge.contract import Manifest
+from edge.decoder import FrameTokens
+from edge.errors import FrameError
+from edge.frames import check_pixels
+from edge.preprocess import grid_of, patchify, resize_frame
+from edge.rope import vision_tables, window_mask
+
+MAX_SIZES_KEPT = 8
+
+Tables = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class VisionEncoder:
+    """Encodes frames of any size with one bundle's vision tower."""
+
+    def __init__(self, manifest: Manifest, backend: Backend) -> None:
+        self._preprocess = manifest.preprocess
+        self._facts = manifest.vision_facts
+        self._backend = backend
+        self._tables: dict[tuple[int, int], Tables] = {}
+
+    def resize(self, pixels: object) -> np.ndarray:
+        """The frame at the model's size: (H, W, 3) uint8 RGB.
+
+        Raises:
+          FrameError: not uint8 RGB, or of an impossible shape.
+        """
+        try:
+            return resize_frame(check_pixels(pixels), self._preprocess)
+        except FrameError:
+            raise
+        except ValueError as error:
+            raise FrameError(f"This frame cannot be resized: {error}") from None
+
+    def patches(self, resized: np.ndarray) -> np.ndarray:
+        """The vision graph's input for a resized frame: (P, channels * time * patch area) float32."""
+        return patchify(resized, self._preprocess)
+
+    def encode(self, resized: np.ndarray, patches: np.ndarray) -> FrameTokens:
+        """Visual tokens of a resized frame, given its patches. Cost: one run of the vision graph."""
+        rows, columns = grid_of(resized.shape[0], resized.shape[1], self._preprocess)
+        embeds = self._backend.encode(patches, *self._tables_of(rows, columns))
+        merge = self._preprocess.merge_size
+        return FrameTokens(embeds, rows // merge, columns // merge)
+
+    def _tables_of(self, rows: int, columns: int) -> Tables:
+        tables = self._tables.get((rows, columns))
+        if tables is None:
+            merge = self._preprocess.merge_size
+            window_patches = self._facts.window_size // self._preprocess.patch_size // merge * merge
+            cos, sin = vision_tables(rows, columns, merge, self._facts.head_dim)
+            tables = (cos, sin, window_mask(rows, columns, merge, window_patches))
+            if len(self._tables) >= MAX_SIZES_KEPT:
+                self._tables.pop(next(iter(self._tables)))
+            self._tables[rows, columns] = tables
+        return tables

@@ -1,0 +1,216 @@
+"""A turn's order: what is asked of the model, what its tokens mean, what stays in the window."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scripted import FRAME, reply_ids, scripted_bundle
+
+import edge
+from edge.backends.fake import ScriptedBackend
+from edge.bundle import Bundle
+from edge.clock import FakeClock
+from edge.errors import FrameError, QuestionError, UsageError
+from edge.session import MAX_QUESTION_TOKENS, StreamSession
+from edge.turn import TurnState
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return scripted_bundle(tmp_path_factory.mktemp("scripted"))
+
+
+def session_of(bundle: Bundle, replies: list[str], **options: object) -> tuple[StreamSession, ScriptedBackend]:
+    backend = ScriptedBackend(bundle.manifest, [reply_ids(bundle, reply) for reply in replies])
+    return StreamSession(bundle, backend=backend, clock=FakeClock(), **options), backend  # type: ignore[arg-type]
+
+
+def test_before_the_first_question_the_model_is_not_asked_but_the_turn_is_kept(bundle: Bundle) -> None:
+    session, _ = session_of(bundle, ["</Response> never said"])
+    before = session.kv_tokens
+    turn = session.push(FRAME, 0)
+    assert turn.state is TurnState.SILENCE
+    assert turn.logits is None
+    assert session.kv_tokens > before
+    assert session.kept_turns == 1
+
+
+def test_silence_and_standby_need_no_decode_step(bundle: Bundle) -> None:
+    session, backend = session_of(bundle, ["</Silence>", "</Standby>"])
+    session.ask("What happens?")
+    calls = len(backend.calls)
+    assert session.push(FRAME, 0).state is TurnState.SILENCE
+    assert session.push(FRAME, 1).state is TurnState.STANDBY
+    assert len(backend.calls) == calls + 2
+
+
+def test_the_tokens_that_close_a_reply_go_in_front_of_the_next_turn(bundle: Bundle) -> None:
+    session, backend = session_of(bundle, ["</Silence>"])
+    session.ask("?")
+    session.push(FRAME, 0)
+    tokens_first = backend.calls[-1].tokens - len("?\n")
+    session.push(FRAME, 1)
+    assert backend.calls[-1].tokens == tokens_first + len(["</Silence>", "<|im_end|>", "\n"])
+
+
+def test_a_response_is_given_out_in_pieces_that_join_to_its_text(bundle: Bundle) -> None:
+    session, _ = session_of(bundle, ["</Response> Ein grünes Dreieck."], max_reply_tokens=64)
+    session.ask("?")
+    pieces: list[str] = []
+    turn = session.push(FRAME, 0, on_text=pieces.append)
+    assert turn.state is TurnState.RESPONSE
+    assert turn.text == "".join(pieces) == "Ein grünes Dreieck."
+    assert len(pieces) > 5
+    assert not turn.truncated
+
+
+def test_a_long_reply_is_cut_at_the_cap_and_the_stream_goes_on(bundle: Bundle) -> None:
+    session, _ = session_of(bundle, ["</Response> " + "word " * 50, "</Silence>"], max_reply_tokens=10)
+    session.ask("?")
+    turn = session.push(FRAME, 0)
+    assert turn.truncated
+    assert turn.reply_tokens == 10
+    assert session.push(FRAME, 1).state is TurnState.SILENCE
+
+
+def test_the_cache_holds_every_token_of_the_conversation_once(bundle: Bundle) -> None:
+    session, backend = session_of(bundle, ["</Response> Yes", "</Silence>", "</Response> No"])
+    session.ask("?")
+    for t in range(3):
+        session.push(FRAME, t)
+    assert all(
+        later.cache_length == earlier.cache_length + earlier.tokens
+        for earlier, later in zip(backend.calls, backend.calls[1:], strict=False)
+    )
+
+
+def test_states_spelt_in_pieces_are_read_piece_by_piece(tmp_path: Path) -> None:
+    bundle = scripted_bundle(tmp_path, state_pieces=True)
+    byte_ids = {character: i for i, character in enumerate(sorted(_alphabet()))}
+    spell = lambda text: [byte_ids[c] for c in text.replace(" ", "Ġ")]  # noqa: E731
+    backend = ScriptedBackend(bundle.manifest, [spell("</Standby>"), spell("</Response> Hi")])
+    session = StreamSession(bundle, backend=backend, clock=FakeClock())
+    session.ask("?")
+    assert session.push(FRAME, 0).state is TurnState.STANDBY
+    turn = session.push(FRAME, 1)
+    assert (turn.state, turn.text) == (TurnState.RESPONSE, "Hi")
+
+
+def _alphabet() -> list[str]:
+    from tokenizers import pre_tokenizers
+
+    return list(pre_tokenizers.ByteLevel.alphabet())
+
+
+def test_a_first_token_that_is_no_state_is_kept_and_marked(bundle: Bundle) -> None:
+    session, _ = session_of(bundle, ["Hello"])
+    session.ask("?")
+    turn = session.push(FRAME, 0)
+    assert turn.off_protocol
+    assert turn.text == "Hello"
+
+
+def test_two_questions_before_a_turn_join_it_in_order(bundle: Bundle) -> None:
+    session, _ = session_of(bundle, ["</Silence>"])
+    session.ask("First?")
+    session.ask("Second?")
+    assert session.push(FRAME, 0).question == "First?\nSecond?"
+
+
+def test_a_full_window_drops_the_oldest_turn_and_attaches_its_question_to_the_first_kept(bundle: Bundle) -> None:
+    session, backend = session_of(bundle, ["</Silence>"], window_turns=3)
+    session.ask("Stay?")
+    evicted = [session.push(FRAME, t).evicted_turns for t in range(5)]
+    assert evicted == [0, 0, 0, 1, 1]
+    assert session.kept_turns == 3
+    assert session._history.oldest.question == "Stay?"
+    assert backend.encoded_frames == 5, "no frame is encoded twice"
+    assert session.kv_tokens == backend.calls[-1].cache_length + backend.calls[-1].tokens
+
+
+def test_positions_start_again_when_the_window_is_rebuilt(bundle: Bundle) -> None:
+    session, _ = session_of(bundle, ["</Silence>"], window_turns=3)
+    session.ask("?")
+    for t in range(10, 13):
+        session.push(FRAME, t)
+    full = session.position
+    for t in range(13, 40):
+        session.push(FRAME, t)
+    assert session.position == full
+
+
+def test_memory_is_allocated_once(bundle: Bundle) -> None:
+    session, backend = session_of(bundle, ["</Response> x", "</Silence>"], window_turns=3)
+    capacity = backend.capacity_tokens
+    session.ask("?")
+    for t in range(50):
+        session.push(FRAME, t)
+    assert backend.capacity_tokens == session.kv_capacity_tokens == capacity
+    assert session.kv_tokens <= capacity
+
+
+@pytest.mark.parametrize("question", ["", "   ", "\n"])
+def test_an_empty_question_is_refused(bundle: Bundle, question: str) -> None:
+    session, _ = session_of(bundle, ["</Silence>"])
+    with pytest.raises(QuestionError, match="empty"):
+        session.ask(question)
+
+
+def test_a_question_longer_than_the_window_allows_is_refused_with_both_numbers(bundle: Bundle) -> None:
+    session, _ = session_of(bundle, ["</Silence>"])
+    with pytest.raises(QuestionError, match=f"at most {MAX_QUESTION_TOKENS} tokens.* found {MAX_QUESTION_TOKENS + 1}"):
+        session.ask("x" * (MAX_QUESTION_TOKENS + 1))
+
+
+def test_open_questions_never_outgrow_their_room(bundle: Bundle) -> None:
+    session, _ = session_of(bundle, ["</Silence>"], window_turns=2)
+    for t in range(20):
+        session.ask("x" * 300)
+        session.push(FRAME, t)
+    assert session.kv_tokens <= session.kv_capacity_tokens
+
+
+@pytest.mark.parametrize(
+    ("frame", "found"),
+    [
+        ([[0]], "list"),
+        (np.zeros((28, 28, 3), np.float32), "float32"),
+        (np.zeros((28, 28), np.uint8), r"\(28, 28\)"),
+        (np.zeros((28, 28, 4), np.uint8), r"\(28, 28, 4\)"),
+        (np.zeros((0, 28, 3), np.uint8), r"\(0, 28, 3\)"),
+        (np.zeros((1, 1000, 3), np.uint8), "1000x1"),
+    ],
+)
+def test_a_frame_that_is_not_uint8_rgb_is_refused_and_nothing_is_lost(
+    bundle: Bundle, frame: object, found: str
+) -> None:
+    session, _ = session_of(bundle, ["</Silence>"])
+    session.ask("Still here?")
+    with pytest.raises(FrameError, match=found):
+        session.push(frame, 0)  # type: ignore[arg-type]
+    assert session.push(FRAME, 0).question == "Still here?"
+
+
+def test_time_must_advance(bundle: Bundle) -> None:
+    session, _ = session_of(bundle, ["</Silence>"])
+    session.push(FRAME, 3)
+    with pytest.raises(UsageError, match="3 after 3"):
+        session.push(FRAME, 3)
+
+
+def test_a_reset_session_starts_from_the_system_prompt(bundle: Bundle) -> None:
+    session, _ = session_of(bundle, ["</Silence>"])
+    start = (session.kv_tokens, session.position)
+    session.ask("?")
+    session.push(FRAME, 0)
+    session.reset()
+    assert (session.kv_tokens, session.position) == start
+    assert session.push(FRAME, 0).logits is None
+
+
+@pytest.mark.parametrize("option", [{"policy": "slide"}, {"backend": "abacus"}, {"window_turns": 0}])
+def test_an_option_that_this_version_lacks_is_refused(bundle: Bundle, option: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        edge.StreamSession(bundle, **option)  # type: ignore[arg-type]
