@@ -15,7 +15,7 @@ import numpy as np
 from edge.backends.base import Backend
 from edge.contract import Manifest
 from edge.kv_cache import CacheMark, KVCache
-from edge.rope import MultimodalRope, image_positions, text_positions
+from edge.rope import decoder_rope, image_positions, text_positions
 
 MAX_PREFILL_TOKENS = 512
 """Longest run of tokens given to the graph at once: attention scores take T x depth numbers a head."""
@@ -53,7 +53,7 @@ class Decoder:
     def __init__(self, manifest: Manifest, table_path: Path, backend: Backend, capacity_tokens: int) -> None:
         table, facts = manifest.embedding, manifest.decoder_facts
         self._table = np.memmap(table_path, np.dtype(table.dtype), "r", shape=(table.rows, table.columns))
-        self._rope = MultimodalRope(facts.head_dim, facts.rope_theta, facts.mrope_section)
+        self._rope = decoder_rope(facts)
         self._backend = backend
         self._embeds = np.empty((MAX_PREFILL_TOKENS, facts.hidden_size), np.float32)
         self._positions = np.empty((3, MAX_PREFILL_TOKENS), np.int64)

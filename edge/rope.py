@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from edge.contract import DecoderFacts, VisionFacts
+
 VISION_ROPE_THETA = 10000.0
 MASKED_SCORE = -1e30
 
@@ -61,6 +63,11 @@ def _float32(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values, dtype=np.float32)
 
 
+def decoder_rope(facts: DecoderFacts) -> MultimodalRope:
+    """The decoder's rotary rows."""
+    return MultimodalRope(facts.head_dim, facts.rope_theta, facts.mrope_section)
+
+
 def merge_order(rows: int, columns: int, merge: int) -> tuple[np.ndarray, np.ndarray]:
     """Row and column of each patch, in the order of `preprocess.patchify`: (P,) int64 each."""
     row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
@@ -98,3 +105,12 @@ def window_mask(rows: int, columns: int, merge: int, window_patches: int) -> np.
     row, column = merge_order(rows, columns, merge)
     window = (row // window_patches) * (columns // window_patches + 1) + column // window_patches
     return np.where(window[:, None] == window[None, :], np.float32(0), np.float32(MASKED_SCORE))
+
+
+def frame_tables(
+    rows: int, columns: int, facts: VisionFacts, *, merge: int, patch_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the vision graph takes beside the patches of a frame of rows x columns patches: cosines, sines, mask."""
+    window_patches = facts.window_size // patch_size // merge * merge
+    cos, sin = vision_tables(rows, columns, merge, facts.head_dim)
+    return cos, sin, window_mask(rows, columns, merge, window_patches)

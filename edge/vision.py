@@ -13,7 +13,7 @@ from edge.decoder import FrameTokens
 from edge.errors import FrameError
 from edge.frames import check_pixels
 from edge.preprocess import grid_of, patchify, resize_frame
-from edge.rope import vision_tables, window_mask
+from edge.rope import frame_tables
 
 MAX_SIZES_KEPT = 8
 
@@ -56,10 +56,8 @@ class VisionEncoder:
     def _tables_of(self, rows: int, columns: int) -> Tables:
         tables = self._tables.get((rows, columns))
         if tables is None:
-            merge = self._preprocess.merge_size
-            window_patches = self._facts.window_size // self._preprocess.patch_size // merge * merge
-            cos, sin = vision_tables(rows, columns, merge, self._facts.head_dim)
-            tables = (cos, sin, window_mask(rows, columns, merge, window_patches))
+            merge, patch_size = self._preprocess.merge_size, self._preprocess.patch_size
+            tables = frame_tables(rows, columns, self._facts, merge=merge, patch_size=patch_size)
             if len(self._tables) >= MAX_SIZES_KEPT:
                 self._tables.pop(next(iter(self._tables)))
             self._tables[rows, columns] = tables

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -85,7 +87,7 @@ def test_vision_tables_and_windows_equal_those_of_transformers(rows: int, column
     window_index, boundaries = tower.get_window_index(grid)
     boundaries = sorted(set(int(boundary) for boundary in boundaries))
     window_of_unit = np.empty(rows * columns // 4, np.int64)
-    for window, (start, end) in enumerate(zip(boundaries, boundaries[1:], strict=False)):
+    for window, (start, end) in enumerate(itertools.pairwise(boundaries)):
         window_of_unit[window_index[start // 4 : end // 4].numpy()] = window
     window_of_patch = np.repeat(window_of_unit, 4)
     same_window = window_of_patch[:, None] == window_of_patch[None, :]

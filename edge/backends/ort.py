@@ -19,6 +19,8 @@ _QDQ_ACCURACY_LEVEL = (
     "4"  # int8 activations inside 4-bit and 8-bit matrix products: MatMulNBits has no VNNI path without
 )
 
+_FIRST_WITH_INT8_BLOCKS = (1, 24)  # 1.23 does not fuse 8-bit blocked weights into MatMulNBits
+
 
 class OrtBackend:
     """Runs both graphs on ONNX Runtime's CPU provider.
@@ -30,8 +32,9 @@ class OrtBackend:
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         self._manifest = bundle.manifest
-        self._vision = _load(bundle.file(bundle.manifest.vision.file), threads)
-        self._decoder = _load(bundle.file(bundle.manifest.decoder.file), threads)
+        manifest = bundle.manifest
+        self._vision = _load(bundle.file(manifest.vision.file), manifest.vision.weights, threads)
+        self._decoder = _load(bundle.file(manifest.decoder.file), manifest.decoder.weights, threads)
         self._binding = self._decoder.io_binding()
         self._logits = np.empty((1, bundle.manifest.decoder_facts.vocab_size), np.float32)
         self._cache: list[np.ndarray] = []
@@ -87,7 +90,7 @@ class OrtBackend:
         return self._logits[0]
 
 
-def _load(path: Path, threads: int | None) -> Any:
+def _load(path: Path, weights: str, threads: int | None) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
@@ -96,6 +99,9 @@ def _load(path: Path, threads: int | None) -> Any:
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # turns differ in length; patterns would be kept for every one
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _QDQ_ACCURACY_LEVEL)
+    if weights == "int8" and _version(onnxruntime.__version__) < _FIRST_WITH_INT8_BLOCKS:
+        # Else 8-bit blocks would be dequantised again on every run; so they become float32 once, at load.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
@@ -105,6 +111,10 @@ def _load(path: Path, threads: int | None) -> Any:
             f"ONNX Runtime {onnxruntime.__version__} cannot load `{path.name}`: {error}",
             hint="Export the checkpoint again with this version of streamo-edge",
         ) from None
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
 
 
 def _bind(bind: Any, name: str, array: np.ndarray) -> None:

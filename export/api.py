@@ -1,0 +1,237 @@
+"""The whole way from a checkpoint folder to a bundle.
+
+Owns the order of the steps. Each step is a module of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edge import contract
+from edge.contract import Component, EmbeddingTable, Manifest, TokenIds
+from edge.errors import UsageError
+from edge.preprocess import PreprocessConfig
+from edge.prompt import STREAMO
+from export.bundle_writer import BundleWriter
+from export.checkpoint import Checkpoint, open_checkpoint, read_file
+from export.decoder import build_decoder
+from export.expected import compute_expected, load_expected, save_expected
+from export.graph_check import GraphCheck
+from export.onnx_writer import GraphBuilder
+from export.parity import compare, require_parity
+from export.probe import Probe, build_probe
+from export.reference import require_packages
+from export.stream_attention import stream_attention_function
+from export.stream_config import StreamFile, read_preprocess, read_stream_file
+from export.tokens import token_ids
+from export.vision import build_vision
+from export.weight_store import BITS, StoredTensor, WeightFile
+from export.weights import PRECISIONS, WeightWriter, write_decoder, write_embeddings, write_vision
+
+Progress = Callable[[str, int, int], None]
+"""Called as the export goes on: (stage, done, total). Stages: embeddings, vision, decoder, parity."""
+
+VISION_DATA = "vision.data"
+DECODER_DATA = "decoder.data"
+PRODUCER = "streamo-edge"
+PARITY_BASE_BYTES = 700 * 10**6
+"""What Python, torch, transformers and ONNX Runtime take before any weight, with room for activations."""
+SMALLEST_BUDGET_BYTES = 128 << 20
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+
+
+def export_checkpoint(
+    checkpoint_dir: str | Path,
+    bundle_dir: str | Path,
+    *,
+    weights: str = "fp32",
+    block_size: int = 32,
+    allow_mismatch: bool = False,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+    reference: str | Path | None = None,
+) -> Manifest:
+    """Export a Qwen2.5-VL checkpoint with Streamo's state tokens as a bundle.
+
+    Args:
+      checkpoint_dir: a Hugging Face folder; only files directly in it are read.
+      bundle_dir: the folder to create.
+      weights: fp32, fp16, int8 or int4, of the decoder's linear maps. The vision tower is fp32 for fp32, else fp16.
+      block_size: weights along K that share a scale in int8 and int4.
+      allow_mismatch: write the bundle even if it does not compute what PyTorch computes.
+      progress: called as (stage, done, total).
+      overwrite: replace an existing bundle.
+      reference: a record by `record_reference`, to compare with instead of PyTorch on the spot; with it neither torch
+        nor transformers is needed.
+
+    Returns:
+      The manifest that was written.
+
+    Raises:
+      CheckpointError: the checkpoint cannot be exported.
+      ParityError: the graphs differ from PyTorch by more than the precision explains; nothing is left behind.
+      OutputError: the bundle cannot be written.
+      UsageError: an argument is not usable.
+    """
+    if weights not in PRECISIONS:
+        raise UsageError(f"Weights {weights!r}: expected one of {', '.join(PRECISIONS)}")
+    if block_size not in BLOCK_SIZES:
+        raise UsageError(f"Block size {block_size}: expected one of {', '.join(map(str, BLOCK_SIZES))}")
+    report = progress or (lambda stage, done, total: None)
+    source = _open(Path(checkpoint_dir))
+    checkpoint = source.checkpoint
+    recorded = load_expected(Path(reference), checkpoint, source.probe) if reference else None
+    if recorded is None:
+        require_packages()
+    with BundleWriter(Path(bundle_dir), _estimate_bytes(checkpoint, weights), overwrite=overwrite) as bundle:
+        bundle.add(contract.TOKENIZER_FILE, source.tokenizer)
+        embedding = _write_embeddings(bundle, checkpoint, weights, report)
+        vision, vision_writer = _write_vision(bundle, checkpoint, weights, report)
+        decoder, decoder_writer = _write_decoder(bundle, checkpoint, weights, block_size, embedding, report)
+        report("parity", 0, 2)
+        expected = recorded or compute_expected(checkpoint, source.probe)
+        report("parity", 1, 2)
+        stored = {"embedding": embedding, **decoder_writer.stored}
+        budget_bytes = _weights_budget_bytes(checkpoint)
+        graphs = GraphCheck(bundle.folder, checkpoint.facts, vision_writer.stored, stored, budget_bytes)
+        parity = compare(source.probe, graphs, expected, weights)
+        report("parity", 2, 2)
+        if not allow_mismatch:
+            require_parity(parity)
+        manifest = Manifest(
+            schema=contract.MANIFEST_SCHEMA,
+            tool=_tool(),
+            source=_provenance(checkpoint, [*source.notes, *vision_writer.notes, *decoder_writer.notes]),
+            decoder_facts=checkpoint.facts.decoder,
+            vision_facts=checkpoint.facts.vision,
+            preprocess=source.preprocess,
+            protocol=STREAMO,
+            tokens=source.tokens,
+            embedding=EmbeddingTable(embedding.file, *_two(embedding.shape), embedding.dtype),
+            vision=vision,
+            decoder=decoder,
+            kv_dtypes=("float32",) * checkpoint.facts.decoder.layers,
+            files=dict(sorted(bundle.files.items())),
+            stream=source.stream.defaults,
+            parity=parity,
+        )
+        bundle.publish(manifest)
+    return manifest
+
+
+def record_reference(checkpoint_dir: str | Path, path: str | Path) -> None:
+    """Write down what PyTorch computes for a checkpoint, so that it can be exported where there is no PyTorch.
+
+    Raises:
+      CheckpointError: the checkpoint cannot be exported.
+      UsageError: torch or transformers is not installed.
+    """
+    source = _open(Path(checkpoint_dir))
+    save_expected(Path(path), compute_expected(source.checkpoint, source.probe), source.checkpoint, source.probe)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A checkpoint with its small files read."""
+
+    checkpoint: Checkpoint
+    tokenizer: bytes
+    tokens: TokenIds
+    stream: StreamFile
+    preprocess: PreprocessConfig
+    notes: list[str]
+    probe: Probe
+
+
+def _open(folder: Path) -> _Source:
+    checkpoint = open_checkpoint(folder)
+    tokenizer = read_file(folder, contract.TOKENIZER_FILE)
+    stream = read_stream_file(checkpoint)
+    rows = checkpoint.facts.decoder.vocab_size
+    tokens = token_ids(tokenizer, STREAMO, rows, spelled_states=stream.spelled_states)
+    preprocess, notes = read_preprocess(checkpoint)
+    probe = build_probe(preprocess, tokens, tokenizer)
+    return _Source(checkpoint, tokenizer, tokens, stream, preprocess, notes, probe)
+
+
+def _write_embeddings(bundle: BundleWriter, checkpoint: Checkpoint, weights: str, report: Progress) -> StoredTensor:
+    report("embeddings", 0, 1)
+    with WeightFile(bundle.folder / contract.EMBEDDING_FILE) as file:
+        writer = WeightWriter(checkpoint, file)
+        write_embeddings(writer, weights)
+    bundle.record(contract.EMBEDDING_FILE, file.facts())
+    report("embeddings", 1, 1)
+    return writer.stored["embedding"]
+
+
+def _write_vision(
+    bundle: BundleWriter, checkpoint: Checkpoint, weights: str, report: Progress
+) -> tuple[Component, WeightWriter]:
+    with WeightFile(bundle.folder / VISION_DATA) as file:
+        writer = WeightWriter(checkpoint, file)
+        write_vision(writer, weights, partial(report, "vision"))
+    bundle.record(VISION_DATA, file.facts())
+    builder = build_vision(checkpoint.facts, writer.stored)
+    bundle.add(contract.VISION_FILE, builder.serialize("vision", PRODUCER))
+    return _component(contract.VISION_FILE, "fp32" if weights == "fp32" else "fp16", builder), writer
+
+
+def _write_decoder(
+    bundle: BundleWriter, checkpoint: Checkpoint, weights: str, block: int, embedding: StoredTensor, report: Progress
+) -> tuple[Component, WeightWriter]:
+    with WeightFile(bundle.folder / DECODER_DATA) as file:
+        writer = WeightWriter(checkpoint, file, block)
+        write_decoder(writer, weights, embedding, partial(report, "decoder"))
+    bundle.record(DECODER_DATA, file.facts())
+    builder = build_decoder(checkpoint.facts.decoder, writer.stored)
+    functions = [stream_attention_function(checkpoint.facts.decoder)]
+    bundle.add(contract.DECODER_FILE, builder.serialize("decoder", PRODUCER, functions))
+    return _component(contract.DECODER_FILE, weights, builder), writer
+
+
+def _two(shape: tuple[int, ...]) -> tuple[int, int]:
+    rows, columns = shape
+    return rows, columns
+
+
+def _component(file: str, weights: str, builder: GraphBuilder) -> Component:
+    return Component(file, weights, builder.weight_bytes(), tuple(builder.inputs), tuple(builder.outputs))
+
+
+def _estimate_bytes(checkpoint: Checkpoint, weights: str) -> int:
+    """About what the bundle takes: all parameters in their precision with block scales, and the embedding table."""
+    facts = checkpoint.facts.decoder
+    table = facts.vocab_size * facts.hidden_size * (4 if weights == "fp32" else 2)
+    bits = BITS[PRECISIONS[weights]] + (2 if weights in ("int8", "int4") else 0)
+    tower = sum(entry.count for name, entry in checkpoint.entries.items() if ".visual." in name)
+    return table + (checkpoint.parameters - tower) * bits // 8 + tower * (4 if weights == "fp32" else 2)
+
+
+def _weights_budget_bytes(checkpoint: Checkpoint) -> int:
+    """Memory for weights while parity is checked: the whole export stays under twice the largest tensor + 1 GB."""
+    largest = max(entry.bytes for entry in checkpoint.entries.values())
+    return max(SMALLEST_BUDGET_BYTES, 2 * largest + 10**9 - PARITY_BASE_BYTES)
+
+
+def _provenance(checkpoint: Checkpoint, notes: list[str]) -> dict[str, Any]:
+    source: dict[str, Any] = {
+        "name": checkpoint.folder.resolve().name,
+        "architecture": "Qwen2_5_VLForConditionalGeneration",
+        "config_sha256": checkpoint.config_sha256,
+        "tensors": len(checkpoint.entries),
+        "parameters": checkpoint.parameters,
+        "dtype": checkpoint.dtype,
+    }
+    return {**source, "notes": notes} if notes else source
+
+
+def _tool() -> str:
+    try:
+        return f"{PRODUCER} {importlib.metadata.version(PRODUCER)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{PRODUCER} (not installed)"

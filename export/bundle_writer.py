@@ -1,0 +1,142 @@
+"""A bundle folder that appears whole or not at all.
+
+Owns the temporary folder, the hashes and the rename. Does not know what the files mean.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from edge.contract import MANIFEST_FILE, FileFacts, Manifest, manifest_to_json
+from edge.errors import OutputError
+
+SPARE_BYTES = 64 << 20
+
+
+class BundleWriter:
+    """Collects files in a sibling folder; `publish` gives it the bundle's name. Use as a context manager.
+
+    Args:
+      target: the bundle's folder. It must not exist, unless `overwrite` and it is a bundle or empty.
+      needed_bytes: what will be written, for the check of free space.
+    """
+
+    def __init__(self, target: Path, needed_bytes: int, *, overwrite: bool = False) -> None:
+        self.target = Path(os.path.abspath(target))
+        self.folder = self.target.with_name(f".{self.target.name}.partial-{os.getpid()}")
+        self.files: dict[str, FileFacts] = {}
+        self._overwrite = overwrite
+        self._check_target()
+        self._check_space(needed_bytes)
+
+    def __enter__(self) -> BundleWriter:
+        try:
+            self._remove_abandoned()
+            self.folder.mkdir(parents=True)
+        except OSError as error:
+            raise _cannot_write(self.target, error) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _cannot_write(self.target, error) from None
+
+    def add(self, name: str, content: bytes) -> None:
+        """Write a small file."""
+        with (self.folder / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self.record(name, FileFacts(len(content), hashlib.sha256(content).hexdigest()))
+
+    def record(self, name: str, facts: FileFacts) -> None:
+        """Take note of a file that was written into `folder` already."""
+        self.files[name] = facts
+
+    def publish(self, manifest: Manifest) -> None:
+        """Write the manifest, the last file, and make the folder the bundle."""
+        content = json.dumps(manifest_to_json(manifest), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        with (self.folder / MANIFEST_FILE).open("w", encoding="utf-8", newline="\n") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(self.folder)
+        replaced = self.folder.with_name(self.folder.name + ".replaced")
+        existed = self.target.exists()
+        if existed:
+            os.rename(self.target, replaced)
+        try:
+            os.rename(self.folder, self.target)
+        except OSError:
+            if existed:
+                os.rename(replaced, self.target)
+            raise
+        _sync_folder(self.target.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def _check_target(self) -> None:
+        if not self.target.exists():
+            return
+        if not self.target.is_dir():
+            raise OutputError(f"`{self.target}` is a file, expected a folder to create", hint="Choose another folder")
+        empty = not any(self.target.iterdir())
+        if empty:
+            return
+        if not (self.target / MANIFEST_FILE).is_file():
+            raise OutputError(f"`{self.target}` exists and is not a bundle", hint="Choose a folder that does not exist")
+        if not self._overwrite:
+            raise OutputError(f"Bundle `{self.target}` exists", hint="Choose another folder, or add `--force`")
+
+    def _check_space(self, needed_bytes: int) -> None:
+        parent = self.target.parent
+        while not parent.exists():
+            parent = parent.parent
+        free = shutil.disk_usage(parent).free
+        if free < needed_bytes + SPARE_BYTES:
+            raise OutputError(
+                f"The bundle takes {(needed_bytes + SPARE_BYTES) / 1e6:.0f} MB, `{parent}` has {free / 1e6:.0f} MB "
+                "free",
+                hint="Free some space, choose another disk, or export with `--weights int4`",
+            )
+
+    def _remove_abandoned(self) -> None:
+        """Remove what an export that was killed left behind."""
+        for leftover in self.target.parent.glob(f".{self.target.name}.partial-*"):
+            process = leftover.name.partition(".partial-")[2].split(".")[0]
+            if process.isdigit() and (int(process) == os.getpid() or not _runs(int(process))):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cannot_write(target: Path, error: OSError) -> OutputError:
+    full = error.errno == errno.ENOSPC
+    return OutputError(
+        f"Bundle `{target}` cannot be written: {error.strerror or error}",
+        hint="Free some space" if full else "Check the folder's permissions, or choose another one",
+    )

@@ -1,0 +1,241 @@
+"""A Hugging Face checkpoint folder: its config, and its tensors by one set of names whatever wrote the files.
+
+Owns names and shapes of the tensors. Does not know graphs, and holds no tensor: each is read when asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge.errors import CheckpointError
+from export.config import ModelFacts, facts_from_config
+from export.safetensors_file import DTYPE_NAMES, TensorEntry, read_entries, read_raw, to_float32
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+VISUAL = "model.visual."
+TEXT = "model.language_model."
+HEAD = "lm_head.weight"
+EMBEDDING = TEXT + "embed_tokens.weight"
+COMPUTED = re.compile(r"rotary\w*\.inv_freq$")  # some files hold these tables; they follow from the config
+MAX_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint, every tensor present and of the right shape."""
+
+    folder: Path
+    config: dict[str, Any]
+    config_sha256: str
+    facts: ModelFacts
+    entries: dict[str, TensorEntry]  # by the names of transformers' current model class
+
+    @property
+    def head_name(self) -> str:
+        """The tensor that turns hidden states into logits."""
+        return EMBEDDING if self.facts.decoder.tied_embeddings else HEAD
+
+    @property
+    def parameters(self) -> int:
+        return sum(entry.count for entry in self.entries.values())
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the tensors, or of most of their bytes where it differs."""
+        counts: dict[str, int] = {}
+        for entry in self.entries.values():
+            counts[entry.dtype] = counts.get(entry.dtype, 0) + entry.count
+        return DTYPE_NAMES[max(sorted(counts), key=lambda dtype: counts[dtype])]
+
+    def read(self, name: str) -> np.ndarray:
+        """A whole tensor as float32."""
+        entry = self.entries[name]
+        return to_float32(read_raw(entry), entry)
+
+    def rows(self, name: str, rows_at_a_time: int) -> Iterator[np.ndarray]:
+        """A tensor's rows as float32, `rows_at_a_time` at a time."""
+        entry = self.entries[name]
+        for first in range(0, entry.shape[0], rows_at_a_time):
+            last = min(first + rows_at_a_time, entry.shape[0])
+            yield to_float32(read_raw(entry, first, last), entry)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Open and check a checkpoint folder. Reads headers only.
+
+    Raises:
+      CheckpointError: not a checkpoint folder, another architecture, pickled or damaged weights, tensors missing,
+        unknown or of another shape.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"Checkpoint `{folder}` is not a folder", hint="Give the folder that holds `config.json`")
+    config_bytes = read_file(folder, "config.json")
+    config = parse_json("config.json", config_bytes)
+    facts_from_config(config)  # another architecture is refused by name, not by its tensors
+    entries: dict[str, TensorEntry] = {}
+    for path in _weight_files(folder):
+        for name, entry in read_entries(path).items():
+            canonical = canonical_name(name)
+            if canonical in entries:
+                raise CheckpointError(
+                    f"Tensor `{canonical}` is in `{entries[canonical].path.name}` and again in `{path.name}`",
+                    hint="Remove the file that is left over from another checkpoint",
+                )
+            if not COMPUTED.search(name):
+                entries[canonical] = entry
+    facts = facts_from_config(config, has_head=HEAD in entries)
+    _check_tensors(entries, expected_shapes(facts))
+    if facts.decoder.tied_embeddings:
+        entries.pop(HEAD, None)  # a copy of the embedding that some tools write; transformers ignores it too
+    return Checkpoint(folder, config, hashlib.sha256(config_bytes).hexdigest(), facts, dict(sorted(entries.items())))
+
+
+def read_file(folder: Path, name: str) -> bytes:
+    """A small file of the checkpoint.
+
+    Raises:
+      CheckpointError: it is missing or cannot be read.
+    """
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"Checkpoint `{folder}` has no readable `{name}` ({error.strerror})",
+            hint="Give a folder as `save_pretrained` of model and processor writes it",
+        ) from None
+
+
+def parse_json(name: str, content: bytes) -> dict[str, Any]:
+    """The JSON object in `content`.
+
+    Raises:
+      CheckpointError: it is not one.
+    """
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"`{name}` is not JSON: {error}", hint="Copy the checkpoint again") from None
+    if not isinstance(document, dict):
+        raise CheckpointError(f"`{name}` should hold a JSON object, found {type(document).__name__}")
+    return document
+
+
+def canonical_name(name: str) -> str:
+    """The name that transformers' current model class gives a tensor that an older one wrote."""
+    if name.startswith("visual."):
+        return "model." + name
+    if name.startswith("model.") and not name.startswith((VISUAL, TEXT)):
+        return TEXT + name.removeprefix("model.")
+    if name.startswith("language_model.model."):
+        return TEXT + name.removeprefix("language_model.model.")
+    return name.removeprefix("language_model.") if name == "language_model.lm_head.weight" else name
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / INDEX_FILE).is_file():
+        index = parse_json(INDEX_FILE, read_file(folder, INDEX_FILE)).get("weight_map")
+        if not isinstance(index, dict) or not index:
+            raise CheckpointError(f"`{INDEX_FILE}` has no `weight_map`", hint="Copy the checkpoint again")
+        names = sorted({str(name) for name in index.values()})
+    elif (folder / SINGLE_FILE).is_file():
+        names = [SINGLE_FILE]
+    else:
+        raise _no_weights(folder)
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise CheckpointError(
+                f"`{INDEX_FILE}` names `{name}`, which is not in the folder", hint="Copy the missing shard"
+            )
+    return [folder / name for name in names]
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        return CheckpointError(
+            f"`{pickles[0]}` is a pickle, which can run code when opened; expected `{SINGLE_FILE}`",
+            hint="Save the model again with `model.save_pretrained(folder, safe_serialization=True)`",
+        )
+    return CheckpointError(
+        f"Checkpoint `{folder}` has neither `{SINGLE_FILE}` nor `{INDEX_FILE}`",
+        hint="Give a folder as `model.save_pretrained` writes it",
+    )
+
+
+def expected_shapes(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of the model, by name."""
+    text, tower = facts.decoder, facts.vision
+    width, kv = text.hidden_size, text.num_kv_heads * text.head_dim
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (text.vocab_size, width), TEXT + "norm.weight": (width,)}
+    if not text.tied_embeddings:
+        shapes[HEAD] = (text.vocab_size, width)
+    for layer in range(text.layers):
+        prefix = f"{TEXT}layers.{layer}."
+        for name, rows in (("q", width), ("k", kv), ("v", kv)):
+            shapes[f"{prefix}self_attn.{name}_proj.weight"] = (rows, width)
+            shapes[f"{prefix}self_attn.{name}_proj.bias"] = (rows,)
+        shapes[prefix + "self_attn.o_proj.weight"] = (width, width)
+        for name in ("gate", "up"):
+            shapes[f"{prefix}mlp.{name}_proj.weight"] = (text.intermediate_size, width)
+        shapes[prefix + "mlp.down_proj.weight"] = (width, text.intermediate_size)
+        shapes[prefix + "input_layernorm.weight"] = (width,)
+        shapes[prefix + "post_attention_layernorm.weight"] = (width,)
+    side = facts.patch_size
+    hidden, merged = tower.hidden_size, tower.hidden_size * facts.merge_size**2
+    shapes[VISUAL + "patch_embed.proj.weight"] = (hidden, 3, facts.temporal_patch_size, side, side)
+    for block in range(tower.depth):
+        prefix = f"{VISUAL}blocks.{block}."
+        linears = {
+            "attn.qkv": (3 * hidden, hidden),
+            "attn.proj": (hidden, hidden),
+            "mlp.gate_proj": (tower.intermediate_size, hidden),
+            "mlp.up_proj": (tower.intermediate_size, hidden),
+            "mlp.down_proj": (hidden, tower.intermediate_size),
+        }
+        for name, shape in linears.items():
+            shapes[f"{prefix}{name}.weight"], shapes[f"{prefix}{name}.bias"] = shape, (shape[0],)
+        shapes[prefix + "norm1.weight"] = shapes[prefix + "norm2.weight"] = (hidden,)
+    shapes[VISUAL + "merger.ln_q.weight"] = (hidden,)
+    for name, shape in (("mlp.0", (merged, merged)), ("mlp.2", (tower.out_hidden_size, merged))):
+        shapes[f"{VISUAL}merger.{name}.weight"], shapes[f"{VISUAL}merger.{name}.bias"] = shape, (shape[0],)
+    return shapes
+
+
+def _check_tensors(entries: dict[str, TensorEntry], expected: dict[str, tuple[int, ...]]) -> None:
+    missing = [f"`{name}` {list(shape)}" for name, shape in expected.items() if name not in entries]
+    if missing:
+        raise CheckpointError(
+            f"The checkpoint lacks {len(missing)} of {len(expected)} tensors: {_listed(missing)}",
+            hint="Copy every shard; an adapter (LoRA) must be merged into its base model first",
+        )
+    wrong = [
+        f"`{name}` expected {list(shape)}, found {list(entries[name].shape)}"
+        for name, shape in expected.items()
+        if entries[name].shape != shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{len(wrong)} tensors do not have the shape that `config.json` gives them: {_listed(wrong)}",
+            hint="Check that `config.json` belongs to these weights",
+        )
+    extra = [f"`{name}`" for name in entries if name not in expected and name != HEAD]
+    if extra:
+        raise CheckpointError(
+            f"The checkpoint has {len(extra)} tensors that the architecture does not know: {_listed(extra)}",
+            hint="Check that `config.json` belongs to these weights; merge adapters first",
+        )
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:MAX_LISTED])
+    return shown if len(names) <= MAX_LISTED else f"{shown} and {len(names) - MAX_LISTED} more"

@@ -1,0 +1,96 @@
+"""What PyTorch computes for the probe: asked from transformers on the spot, or recorded earlier with the checkpoint.
+
+Owns the record's format, and its tie to the checkpoint and the probe it was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge.errors import CheckpointError
+from export.checkpoint import EMBEDDING, Checkpoint
+from export.probe import Probe
+from export.safetensors_file import read_raw, to_float32
+
+READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Embeddings (N, W) of each frame and logits (n, V) after each part, float32, and who computed them."""
+
+    reference: str
+    frames: list[np.ndarray]
+    logits: np.ndarray
+
+
+def compute_expected(checkpoint: Checkpoint, probe: Probe) -> Expected:
+    """Run the checkpoint in transformers, the whole conversation in one pass.
+
+    Raises:
+      UsageError: torch or transformers is not installed.
+    """
+    from export.reference import Reference
+
+    reference = Reference(checkpoint)
+    frames = [reference.vision(*frame) for frame in probe.frames]
+    embeds = probe.embeds(_token_rows(checkpoint, probe.ids), frames)
+    hidden = reference.hidden(embeds, reference.positions(probe.ids, probe.grids))
+    return Expected(reference.version, frames, reference.logits(hidden[probe.ends - 1]))
+
+
+def save_expected(path: Path, expected: Expected, checkpoint: Checkpoint, probe: Probe) -> None:
+    """Record what PyTorch computed, for machines without it."""
+    arrays: dict[str, Any] = {f"frame_{i}": frame for i, frame in enumerate(expected.frames)}
+    arrays["reference"] = np.array(expected.reference)
+    arrays["made_from"] = np.array(_made_from(checkpoint, probe))
+    np.savez_compressed(path, logits=expected.logits, **arrays)
+
+
+def load_expected(path: Path, checkpoint: Checkpoint, probe: Probe) -> Expected:
+    """Read a record.
+
+    Raises:
+      CheckpointError: there is none, or it was made from another checkpoint or by another version.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as record:
+            made_from = str(record["made_from"])
+            frames = [record[f"frame_{i}"] for i in range(len(probe.frames))]
+            expected = Expected(f"{record['reference']} (recorded)", frames, record["logits"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"The recorded reference `{path}` cannot be read: {error}", hint="Record it again, or copy it again"
+        ) from None
+    if made_from != _made_from(checkpoint, probe):
+        raise CheckpointError(
+            f"The recorded reference `{path.name}` was made from another checkpoint than `{checkpoint.folder}`",
+            hint="Record it again on a machine with torch, or export without it",
+        )
+    return expected
+
+
+def _made_from(checkpoint: Checkpoint, probe: Probe) -> str:
+    """A digest of the checkpoint's config and weight files and of the probe's tokens and pixels."""
+    digest = hashlib.sha256(checkpoint.config_sha256.encode())
+    for path in sorted({entry.path for entry in checkpoint.entries.values()}):
+        with path.open("rb") as file:
+            while piece := file.read(READ_BYTES):
+                digest.update(piece)
+    digest.update(probe.ids.astype("<i8").tobytes())
+    for patches, _, _ in probe.frames:
+        digest.update(patches.astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _token_rows(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
+    """Embeddings (T, W) float32 as PyTorch would look them up."""
+    entry = checkpoint.entries[EMBEDDING]
+    rows = {token: to_float32(read_raw(entry, token, token + 1), entry)[0] for token in sorted({int(i) for i in ids})}
+    return np.stack([rows[int(token)] for token in ids])

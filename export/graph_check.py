@@ -1,0 +1,172 @@
+"""The exported graphs in ONNX Runtime, whole where they fit in memory, else a few layers at a time.
+
+Owns sessions and slicing. A slice is built by the same builder over the same weight files as the whole graph, and is
+removed afterwards. Does not judge results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edge import contract
+from edge.rope import decoder_rope, frame_tables
+from export import decoder, vision
+from export.config import ModelFacts
+from export.graph_session import GraphSession
+from export.onnx_writer import GraphBuilder
+from export.stream_attention import stream_attention_function
+from export.weight_store import StoredTensor
+
+SLICE_FILE = "slice.onnx"
+HEAD_PIECE_BYTES = 32 << 20
+LOADED_FACTOR = {"float32": 3, "float16": 6, "int8": 3, "int4": 3}
+"""Memory that a stored byte takes in a session at its peak: read, converted to float32, packed."""
+
+
+@dataclass(frozen=True)
+class Append:
+    """New tokens of a conversation: embeddings (T, W) and m-RoPE positions (3, T)."""
+
+    embeds: np.ndarray
+    positions: np.ndarray
+
+
+class GraphCheck:
+    """Runs the graphs in `folder`.
+
+    Args:
+      budget_bytes: memory that weights may take; a graph that needs more is run in slices.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        facts: ModelFacts,
+        vision_weights: Mapping[str, StoredTensor],
+        decoder_weights: Mapping[str, StoredTensor],
+        budget_bytes: int,
+    ) -> None:
+        self.folder = folder
+        self.facts = facts
+        self._vision_weights = vision_weights
+        self._decoder_weights = decoder_weights
+        self._budget_bytes = budget_bytes
+
+    def embeddings(self, ids: np.ndarray) -> np.ndarray:
+        """Rows (T, W) float32 of the bundle's embedding table."""
+        facts, stored = self.facts.decoder, self._decoder_weights["embedding"]
+        shape = (facts.vocab_size, facts.hidden_size)
+        table = np.memmap(self.folder / stored.file, np.dtype(stored.dtype), "r", stored.offset, shape)
+        return np.asarray(table[ids], np.float32)
+
+    def vision(self, frames: list[tuple[np.ndarray, int, int]]) -> list[np.ndarray]:
+        """Embeddings (N, W) of frames given as (patches, rows, columns)."""
+        facts = self.facts
+        tables = [
+            frame_tables(rows, columns, facts.vision, merge=facts.merge_size, patch_size=facts.patch_size)
+            for _, rows, columns in frames
+        ]
+        slices = self._slices(self._vision_weights, "blocks", self.facts.vision.depth)
+        values = [patches for patches, _, _ in frames]
+        for blocks in slices:
+            session, whole = None, len(slices) == 1  # free the slice before this one first
+            builder = vision.build_vision(self.facts, self._vision_weights, blocks)
+            session = self._session(contract.VISION_FILE if whole else self._write(builder))
+            first = contract.PATCHES if blocks.start == 0 else vision.HIDDEN
+            for i, (cos, sin, mask) in enumerate(tables):
+                names = (contract.VISION_COS, contract.VISION_SIN, contract.WINDOW_MASK)
+                values[i] = session.run({first: values[i], **dict(zip(names, (cos, sin, mask), strict=True))})[0]
+        return values
+
+    def decoder(self, appends: list[Append]) -> np.ndarray:
+        """Logits (n, V) after each of `n` appends, with a cache that grows."""
+        facts, weights = self.facts.decoder, self._decoder_weights
+        rope = decoder_rope(facts)
+        tables = [rope.tables(append.positions) for append in appends]
+        slices = self._slices(weights, "layers", facts.layers)
+        values = [append.embeds for append in appends]
+        whole = len(slices) == 1
+        for layers in slices:
+            session = None  # free the slice before this one first
+            if whole:
+                session = self._session(contract.DECODER_FILE)
+            else:
+                builder = decoder.build_decoder(facts, weights, layers, head=False)
+                session = self._session(self._write(builder, attention=True))
+            first = contract.INPUTS_EMBEDS if layers.start == 0 else decoder.HIDDEN
+            values = self._run_appends(session, first, layers, values, tables)
+        return np.concatenate(values if whole else self._head(values))
+
+    def _run_appends(
+        self,
+        session: GraphSession,
+        first: str,
+        layers: range,
+        values: list[np.ndarray],
+        tables: list[tuple[np.ndarray, np.ndarray]],
+    ) -> list[np.ndarray]:
+        facts = self.facts.decoder
+        shape = (1, facts.num_kv_heads, sum(len(cos) for cos, _ in tables), facts.head_dim)
+        names = [name for i in layers for name in (contract.key_cache_name(i), contract.value_cache_name(i))]
+        caches = {name: np.zeros(shape, np.float32) for name in names}
+        cached, results = 0, []
+        for value, (cos, sin) in zip(values, tables, strict=True):
+            feeds = {first: value, contract.ROPE_COS: cos, contract.ROPE_SIN: sin,
+                     contract.CACHE_LENGTH: np.array([cached], np.int32), **caches}  # fmt: skip
+            result, *updated = session.run(feeds)
+            caches = dict(zip(names, updated, strict=True))
+            cached += len(cos)
+            results.append(result)
+        return results
+
+    def _head(self, values: list[np.ndarray]) -> list[np.ndarray]:
+        """Logits of last hidden states, over a part of the vocabulary at a time where the head's layout allows it."""
+        facts, weights = self.facts.decoder, self._decoder_weights
+        head = weights["head.weight"]
+        step = facts.vocab_size
+        if "head.scale" not in weights:
+            step = max(1, HEAD_PIECE_BYTES * facts.vocab_size // head.length)
+        pieces: list[list[np.ndarray]] = [[] for _ in values]
+        for first in range(0, facts.vocab_size, step):
+            part = dict(weights)
+            if step < facts.vocab_size:
+                part["head.weight"] = head.rows(first, min(first + step, facts.vocab_size))
+            session = None  # free the piece before this one first
+            session = self._session(self._write(decoder.build_head(facts, part)))
+            for i, value in enumerate(values):
+                pieces[i].append(session.run({decoder.HIDDEN: value})[0])
+        return [np.concatenate(parts, axis=1) for parts in pieces]
+
+    def _slices(self, weights: Mapping[str, StoredTensor], group: str, count: int) -> list[range]:
+        """Runs of layers whose weights stay within the budget; one run if the whole graph does."""
+        names = (name for name in weights if name != "embedding")  # its rows are looked up in the file
+        cost = {name: weights[name].length * LOADED_FACTOR[weights[name].dtype] for name in names}
+        if sum(cost.values()) <= self._budget_bytes:
+            return [range(count)]
+        layers = [0] * count
+        for name, bytes_ in cost.items():
+            parts = name.split(".")
+            if parts[0] == group:
+                layers[int(parts[1])] += bytes_
+        slices, start, total = [], 0, 0
+        for layer, bytes_ in enumerate(layers):
+            if layer > start and total + bytes_ > self._budget_bytes:
+                slices.append(range(start, layer))
+                start, total = layer, 0
+            total += bytes_
+        return [*slices, range(start, count)]
+
+    def _write(self, builder: GraphBuilder, *, attention: bool = False) -> str:
+        functions = [stream_attention_function(self.facts.decoder)] if attention else []
+        (self.folder / SLICE_FILE).write_bytes(builder.serialize("slice", "slice", functions))
+        return SLICE_FILE
+
+    def _session(self, file: str) -> GraphSession:
+        session = GraphSession(self.folder / file)
+        if file == SLICE_FILE:
+            (self.folder / file).unlink()
+        return session

@@ -1,0 +1,52 @@
+"""One graph loaded in ONNX Runtime, for the parity check.
+
+Owns the session's options and the mapping of ONNX Runtime's exceptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from edge.errors import BackendError
+from export.memory import release_freed_memory
+
+ACCURACY_LEVEL = "4"
+"""Inner products of quantised weights in int8, as the runtime computes them."""
+
+
+class GraphSession:
+    """A loaded graph.
+
+    Raises:
+      BackendError: ONNX Runtime is missing or cannot load the graph.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise BackendError(f"ONNX Runtime cannot be loaded: {error}", hint="pip install onnxruntime") from None
+        release_freed_memory()  # of the graph before this one
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.enable_cpu_mem_arena = False  # it would keep what a graph has freed
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", ACCURACY_LEVEL)
+        self._name = f"`{path.name}` in ONNX Runtime {onnxruntime.__version__}"
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no public base class
+            raise BackendError(f"Cannot load {self._name}: {error}", hint="pip install -U onnxruntime") from None
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """All outputs, in the graph's order.
+
+        Raises:
+          BackendError: the graph failed.
+        """
+        try:
+            return list(self._session.run(None, dict(feeds)))
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no public base class
+            raise BackendError(f"Cannot run {self._name}: {error}") from None

@@ -1,0 +1,93 @@
+"""Token ids that the stream protocol needs, found by name in `tokenizer.json`.
+
+Owns the look-up. Does not tokenise conversations (see `edge.tokenizer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from edge.contract import TOKENIZER_FILE, TokenIds
+from edge.errors import CheckpointError
+from edge.prompt import END_OF_TEXT, IM_END, IMAGE_PAD, Protocol
+from export.checkpoint import parse_json
+
+
+def token_ids(tokenizer_json: bytes, protocol: Protocol, rows: int, *, spelled_states: bool = False) -> TokenIds:
+    """Find the ids.
+
+    Args:
+      tokenizer_json: content of the tokenizer file.
+      rows: rows of the embedding table; every id must be below.
+      spelled_states: a state that is no token of its own is taken as the pieces it is spelt in. Only for a model
+        that was trained so; any text can be spelt, so without this a missing state would go unnoticed.
+
+    Raises:
+      CheckpointError: no tokenizer, a token missing, or more ids than the embedding table has rows.
+    """
+    document = parse_json(TOKENIZER_FILE, tokenizer_json)
+    ids = _names(document)
+    largest = max(ids.values(), default=-1)
+    if largest >= rows:
+        raise CheckpointError(
+            f"`{TOKENIZER_FILE}` has ids up to {largest}, the embedding table has {rows} rows",
+            hint="Resize the embeddings after adding tokens, as training did, and save model and tokenizer together",
+        )
+    spelled = tokenizer_json if spelled_states else None
+    return TokenIds(
+        silence=_state(protocol.silence, ids, spelled),
+        standby=_state(protocol.standby, ids, spelled),
+        response=_state(protocol.response, ids, spelled),
+        image_pad=_required(IMAGE_PAD, ids),
+        im_end=_required(IM_END, ids),
+        end_of_text=_required(END_OF_TEXT, ids),
+    )
+
+
+def encoder(tokenizer_json: bytes) -> Callable[[str], list[int]]:
+    """A function from text to token ids.
+
+    Raises:
+      CheckpointError: the tokenizer cannot be loaded.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_buffer(tokenizer_json)
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+        raise CheckpointError(
+            f"`{TOKENIZER_FILE}` cannot be loaded: {error}", hint="Save the tokenizer with transformers"
+        ) from None
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _names(document: dict[str, Any]) -> dict[str, int]:
+    try:
+        ids = dict(document["model"]["vocab"])
+        ids.update((token["content"], token["id"]) for token in document.get("added_tokens") or [])
+        return {str(text): int(token_id) for text, token_id in ids.items()}
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"`{TOKENIZER_FILE}` has no vocabulary of byte-level BPE", hint="Save the tokenizer with transformers"
+        ) from None
+
+
+def _required(text: str, ids: dict[str, int]) -> int:
+    if text not in ids:
+        raise CheckpointError(f"`{TOKENIZER_FILE}` lacks the token `{text}`", hint="Use the tokenizer the model had")
+    return ids[text]
+
+
+def _state(text: str, ids: dict[str, int], tokenizer_json: bytes | None) -> tuple[int, ...]:
+    if text in ids:
+        return (ids[text],)
+    if tokenizer_json is not None:
+        pieces = encoder(tokenizer_json)(text)
+        if pieces:
+            return tuple(pieces)
+    raise CheckpointError(
+        f"`{TOKENIZER_FILE}` lacks the state token `{text}`: this model was not trained for streams",
+        hint='Export a Streamo-trained checkpoint; if it spells its states in pieces, add `{"spelled_states": true}`'
+        " as `streamo.json`",
+    )
