@@ -1,0 +1,1 @@
+"""Programs made of the runtime: the command line, the demonstration, benchmarks."""

@@ -1,0 +1,1 @@
+"""The `streamo-edge` command; one file per subcommand."""

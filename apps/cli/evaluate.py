@@ -1,0 +1,87 @@
+"""`streamo-edge eval`: the answers of a bundle on streams whose true answers are known."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from apps.cli import console
+from apps.cli.parsing import number, seed_range
+
+if TYPE_CHECKING:
+    from apps.demo.world import Stream
+
+METRICS = ("response_f1", "state_accuracy", "answer_accuracy")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("suite", choices=("demo",), help="which streams: `demo`, the demonstration's own world")
+    parser.add_argument("--bundle", required=True, metavar="BUNDLE", help="folder that `streamo-edge export` wrote")
+    parser.add_argument(
+        "--seeds", type=seed_range, default=range(50000, 50050), metavar="A:B", help="default 50000:50050 (B excluded)"
+    )
+    parser.add_argument("--control", action="store_true", help="show other pictures: a model that looks must fail")
+    parser.add_argument("--window", type=number(int, at_least=1, unit="turns"), metavar="N", help="window in turns")
+    parser.add_argument("--threads", type=number(int, at_least=1, unit="threads"), metavar="N")
+    parser.add_argument("--json", action="store_true", help="end with one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    from apps.demo.evaluate import evaluate
+    from edge import StreamSession, open_bundle
+
+    session = StreamSession(open_bundle(args.bundle), window_turns=args.window, threads=args.threads)
+
+    def run_stream(stream: Stream) -> list[tuple[str, str]]:
+        session.reset()
+        return answers(session, stream)
+
+    with console.progress() as progress:
+        progress("streams", 0, len(args.seeds))
+        done = iter(range(1, len(args.seeds) + 1))
+        result = evaluate(
+            run_stream,
+            args.seeds,
+            control=args.control,
+            progress=lambda seed, figures: progress("streams", next(done), len(args.seeds)),
+        )
+    file = console.report_stream(args.json)
+    print_result(result, file)
+    if args.json:
+        settings = {"suite": args.suite, "bundle": args.bundle, "control": args.control, "seeds": _seeds(args.seeds)}
+        console.print_json({**result, **settings})
+    return 0
+
+
+def answers(session: Any, stream: Stream) -> list[tuple[str, str]]:
+    """(state, text) of every turn of a stream, with the model's own answers in its history."""
+    found = []
+    for t in range(stream.duration_s):
+        if t in stream.questions:
+            session.ask(stream.questions[t])
+        turn = session.push(stream.render(t), t)
+        found.append((turn.state.value, turn.text))
+    return found
+
+
+def print_result(result: dict[str, Any], file: Any) -> None:
+    """The scores, over all and by task."""
+    rows = [("all", *_scores(result))]
+    rows += [(task.replace("_", " "), *_scores(scores)) for task, scores in result["tasks"].items()]
+    headings = ("task", "streams", *(name.replace("_", " ") for name in METRICS))
+    console.table("", headings, rows, file)
+
+
+def _scores(scores: dict[str, Any]) -> list[str]:
+    shown = []
+    for name in ("n_streams", *METRICS):
+        value = scores.get(name)
+        with contextlib.suppress(TypeError):
+            value = f"{value:.3f}" if name != "n_streams" else f"{value:d}"
+        shown.append("-" if value is None else str(value))
+    return shown
+
+
+def _seeds(seeds: range) -> str:
+    return f"{seeds.start}:{seeds.stop}"

@@ -1,0 +1,53 @@
+"""`streamo-edge export`: a checkpoint folder becomes a bundle, with its parity report on the screen."""
+
+from __future__ import annotations
+
+import argparse
+
+from apps.cli import console
+from apps.cli.inspect import print_parity
+from edge.errors import UsageError
+
+_EXPORT_PACKAGES = {"torch", "transformers", "onnx", "safetensors"}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="Hugging Face folder of a Qwen2.5-VL architecture")
+    parser.add_argument("-o", "--output", metavar="BUNDLE", required=True, help="folder to write")
+    parser.add_argument("--weights", choices=("fp32", "fp16", "int8", "int4"), default="fp32", help="default fp32")
+    parser.add_argument("--allow-mismatch", action="store_true", help="write the bundle even when parity fails")
+    parser.add_argument("--force", action="store_true", help="replace BUNDLE where it exists")
+    parser.add_argument("--json", action="store_true", help="print the parity report as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        from export.api import export_checkpoint
+
+        with console.progress() as progress:
+            manifest = export_checkpoint(
+                args.checkpoint,
+                args.output,
+                weights=args.weights,
+                allow_mismatch=args.allow_mismatch,
+                progress=progress,
+                overwrite=args.force,
+            )
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXPORT_PACKAGES:
+            raise
+        raise UsageError(
+            f"Export needs the package `{error.name}`, which is not installed",
+            hint="In the checkout: pip install '.[export]'",
+        ) from None
+    file = console.report_stream(args.json)
+    print_parity(manifest.parity, file)
+    total_bytes = sum(facts.bytes for facts in manifest.files.values())
+    print(f"Wrote `{args.output}`: {console.bytes_text(total_bytes)}, weights {args.weights}", file=file, flush=True)
+    if args.json:
+        console.print_json(
+            {"bundle": args.output, "weights": args.weights, "bytes": total_bytes, "parity": manifest.parity}
+        )
+    return 0
+
+

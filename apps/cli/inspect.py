@@ -1,0 +1,135 @@
+"""`streamo-edge inspect`: what a bundle is, what a stream with it will cost in memory, and how exact it is.
+
+Owns the presentation of a manifest. Loads no graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from apps.cli import console
+
+if TYPE_CHECKING:
+    from edge.bundle import Bundle
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder that `streamo-edge export` wrote")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    from edge import open_bundle
+
+    bundle = open_bundle(args.bundle)
+    document = describe(bundle)
+    if args.json:
+        console.print_json(document)
+    else:
+        _print(document)
+    return 0
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """Facts and budget of a bundle as JSON values."""
+    import dataclasses
+
+    manifest = bundle.manifest
+    tokens = turn_tokens(bundle)
+    window_tokens = tokens["system"] + manifest.stream.window_turns * tokens["largest_turn"]
+    return {
+        "bundle": str(bundle.path),
+        "schema": manifest.schema,
+        "tool": manifest.tool,
+        "source": manifest.source,
+        "decoder": dataclasses.asdict(manifest.decoder_facts),
+        "vision": dataclasses.asdict(manifest.vision_facts),
+        "weights": {"vision": manifest.vision.weights, "decoder": manifest.decoder.weights},
+        "weights_bytes": {"vision": manifest.vision.weights_bytes, "decoder": manifest.decoder.weights_bytes},
+        "files": {name: facts.bytes for name, facts in manifest.files.items()},
+        "total_bytes": sum(facts.bytes for facts in manifest.files.values()),
+        "max_visual_tokens": manifest.max_visual_tokens,
+        "tokens": tokens,
+        "window_turns": manifest.stream.window_turns,
+        "window_tokens": window_tokens,
+        "kv_dtypes": list(manifest.kv_dtypes),
+        "kv_bytes_per_token": manifest.kv_bytes_per_token,
+        "kv_window_bytes": window_tokens * manifest.kv_bytes_per_token,
+        "parity": manifest.parity,
+    }
+
+
+def turn_tokens(bundle: Bundle) -> dict[str, int]:
+    """Tokens of the system prompt, and of one silent turn with a frame of the largest size."""
+    from edge.contract import TOKENIZER_FILE
+    from edge.prompt import IM_END
+    from edge.tokenizer import Tokenizer
+
+    manifest = bundle.manifest
+    tokenizer = Tokenizer(bundle.file(TOKENIZER_FILE))
+    before, after = manifest.protocol.turn_text(100)
+    text = len(tokenizer.encode(before)) + len(tokenizer.encode(after)) + len(tokenizer.encode(f"{IM_END}\n"))
+    text += len(manifest.tokens.silence)
+    return {
+        "system": len(tokenizer.encode(manifest.protocol.system_text())),
+        "turn_text": text,
+        "largest_turn": text + manifest.max_visual_tokens,
+    }
+
+
+def _print(document: dict[str, Any]) -> None:
+    size = console.bytes_text
+    decoder, vision, tokens = document["decoder"], document["vision"], document["tokens"]
+    rows = [
+        (
+            "decoder",
+            f"{decoder['layers']} layers x {decoder['hidden_size']}, {decoder['num_heads']} query and "
+            f"{decoder['num_kv_heads']} key/value heads x {decoder['head_dim']}, vocabulary {decoder['vocab_size']}",
+        ),
+        (
+            "vision",
+            f"{vision['depth']} blocks x {vision['hidden_size']}, {vision['num_heads']} heads, "
+            f"full attention in {list(vision['full_attention_blocks'])}",
+        ),
+        *((f"{name} weights", f"{kind}, {size(document['weights_bytes'][name])}")
+          for name, kind in document["weights"].items()),
+        ("largest turn", f"{tokens['largest_turn']} tokens: {document['max_visual_tokens']} visual, "
+                         f"{tokens['turn_text']} text"),
+        ("window", f"{document['window_turns']} turns, at most {document['window_tokens']} tokens"),
+        ("KV cache", f"{size(document['kv_bytes_per_token'])} a token ({_kinds(document['kv_dtypes'])}), "
+                     f"{size(document['kv_window_bytes'])} for the window"),
+    ]  # fmt: skip
+    console.facts(f"{document['bundle']} ({document['schema']}, made by {document['tool']})", rows, sys.stdout)
+    console.facts("source", [(key, value) for key, value in document["source"].items()], sys.stdout)
+    files = [(name, size(count)) for name, count in document["files"].items()]
+    console.facts("files", [*files, ("total", size(document["total_bytes"]))], sys.stdout)
+    print_parity(document["parity"], sys.stdout)
+
+
+def print_parity(parity: dict[str, Any], file: Any) -> None:
+    """The parity report as a table, whatever quantities it holds, each with its limit where it has one."""
+    if not parity:
+        print("parity with PyTorch: not measured\n", file=file)
+        return
+    limits = parity.get("thresholds", {})
+    rows = []
+    for name, value in parity.items():
+        if name in ("thresholds", "passed", "reference"):
+            continue
+        sign = "at least" if name.endswith("_min") else "at most"
+        rows.append((name.replace("_", " "), _short(value), f"{sign} {_short(limits[name])}" if name in limits else ""))
+    verdict = "passed" if parity.get("passed") else "FAILED"
+    title = f"parity with PyTorch: {verdict} (reference: {parity.get('reference', 'not named')})"
+    console.table(title, ("quantity", "measured", "allowed"), rows, file)
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.7g}" if 0.9 < value < 1 else f"{value:.3g}"
+
+
+def _kinds(dtypes: list[str]) -> str:
+    return ", ".join(dict.fromkeys(dtypes))

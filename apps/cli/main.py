@@ -1,0 +1,135 @@
+"""The `streamo-edge` command: which file handles which subcommand, and what happens when something fails.
+
+Owns the exit codes' last step: every error becomes `error:` and `hint:` on stderr here, and nowhere else.
+Only the chosen subcommand's file is imported, and each imports what is heavy when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from apps.cli.console import say, show_error
+from apps.cli.parsing import Parser, closest
+from edge.errors import EdgeError, UsageError
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+COMMANDS = {
+    "demo": ("apps.cli.demo", "watch a trained model follow a live synthetic stream; needs nothing"),
+    "export": ("apps.cli.export", "turn a checkpoint folder into a bundle"),
+    "inspect": ("apps.cli.inspect", "what a bundle is, what it will cost, and how exact it is"),
+    "run": ("apps.cli.run", "let a bundle watch a video, a folder of pictures or a camera"),
+    "eval": ("apps.cli.evaluate", "measure a bundle's answers on streams with known answers"),
+    "bench": ("apps.cli.bench", "measure what a turn costs on this machine"),
+}
+
+EXIT_CODES = """\
+exit codes: 0 ok, 1 runtime error, 2 usage, 3 bundle or checkpoint incompatible, 4 source unavailable,
+5 out of memory, 70 device unusable (restart), 130 interrupted"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except EdgeError as error:
+        _flush()
+        show_error(error.message, error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        _flush()
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _leave_pipe()
+    except MemoryError as error:
+        show_error(f"Out of memory: {error or 'no more can be allocated'}", "Use a smaller `--window`")
+        return 5
+    except SystemExit as request:  # argparse after --help and --version
+        return request.code if isinstance(request.code, int) else 0
+    except Exception as error:  # noqa: BLE001  the one boundary: no traceback may reach a user
+        _flush()
+        path = _log_traceback()
+        show_error(f"internal: {type(error).__name__}: {error}", f"Please report this, with the log: {path}")
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    place = next((index for index, word in enumerate(arguments) if not word.startswith("-")), len(arguments))
+    _top_level_parser().parse_args(arguments[:place])
+    if place == len(arguments):
+        _top_level_parser().print_help(sys.stderr)
+        return UsageError.exit_code
+    name = arguments[place]
+    if name not in COMMANDS:
+        meant = closest(name, COMMANDS)
+        raise UsageError(
+            f"There is no command `{name}`; commands are {', '.join(COMMANDS)}",
+            hint=f"Did you mean `streamo-edge {meant}`?" if meant else "See `streamo-edge --help`",
+        )
+    module, summary = COMMANDS[name]
+    command = importlib.import_module(module)
+    parser = Parser(prog=f"streamo-edge {name}", description=f"{summary[:1].upper()}{summary[1:]}.")
+    command.configure(parser)
+    code = command.run(parser.parse_args(arguments[place + 1 :]))
+    sys.stdout.flush()
+    return code
+
+
+def _top_level_parser() -> Parser:
+    commands = "\n".join(f"  {name:<9} {summary}" for name, (_, summary) in COMMANDS.items())
+    parser = Parser(
+        prog="streamo-edge",
+        usage="streamo-edge COMMAND ...",
+        description="Streaming video language models on the device: they watch, and speak when something happens.",
+        epilog=f"commands:\n{commands}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"streamo-edge {_version()}")
+    return parser
+
+
+def _version() -> str:
+    from edge import __version__
+
+    return __version__
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except (BrokenPipeError, ValueError):
+        _leave_pipe()
+
+
+def _leave_pipe() -> int:
+    """The reader of stdout has gone: keep the interpreter from complaining about it at exit."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        pass
+    return BROKEN_PIPE
+
+
+def _log_traceback() -> str:
+    import tempfile
+    import traceback
+
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="streamo-edge-", suffix=".log", delete=False, encoding="utf-8"
+        ) as file:
+            traceback.print_exc(file=file)
+            return file.name
+    except OSError as error:
+        say(f"The log could not be written: {error}")
+        return "not written"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

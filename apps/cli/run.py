@@ -1,0 +1,172 @@
+"""`streamo-edge run`: a bundle watches a source and says what it has to say.
+
+Owns the options of a run and the order in which its parts are made, so that what is wrong is told before it starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from apps.cli import console
+from apps.cli.parsing import number
+from edge.errors import EdgeError, QuestionError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from edge.session import StreamSession
+    from edge.sinks import Sink
+    from edge.turn import Turn
+
+INTERRUPTED = 130
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("bundle", metavar="BUNDLE", help="folder that `streamo-edge export` wrote")
+    add("--source", required=True, metavar="S", help="video file, folder of pictures, camera or `synthetic:` scene")
+    add("--ask", action="append", default=[], metavar="TEXT", help="a question from the start; may be repeated")
+    add("--ask-at", action="append", default=[], nargs=2, metavar=("SECOND", "TEXT"), help="a question asked later")
+    add("--output", action="append", default=[], metavar="F", help="a file ending in .jsonl, .vtt, .srt or .mp4")
+    add("--fps", type=number(float, above=0), default=1.0, metavar="N", help="turns a second, at most 1; default 1")
+    add("--pace", choices=("realtime", "fast"), default="realtime", help="default realtime")
+    add("--seconds", type=number(float, above=0, unit="seconds"), metavar="N", help="stop after N seconds of stream")
+    add("--policy", choices=("rebuild", "slide"), default="rebuild", help="what a full window does; default rebuild")
+    add("--window", type=number(int, at_least=1, unit="turns"), metavar="N", help="turns kept; default the bundle's")
+    add("--backend", choices=("cpu", "cuda", "tensorrt"), default="cpu", help="default cpu")
+    add("--threads", type=number(int, at_least=1), metavar="N", help="threads of the backend")
+    add("--max-reply-tokens", type=number(int, at_least=1), metavar="N", help="longer replies are cut")
+    add("--temperature", type=number(float, at_least=0), default=0.0, metavar="T", help="0, the default, is greedy")
+    add("--top-k", type=number(int, at_least=0), default=0, metavar="N", help="sample among the N likeliest tokens")
+    add("--top-p", type=number(float, above=0), default=1.0, metavar="P", help="sample among tokens that sum up to P")
+    add("--sampling-seed", type=number(int, at_least=0), default=0, metavar="N", help="default 0")
+    add("--every-turn", action="store_true", help="an event for every turn, not only when the state changes")
+    add("--json", action="store_true", help="end with the run's figures as one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    from apps.cli.report import print_summary, summary_json
+    from apps.cli.synthetic import synthetic_source
+    from edge.clock import SystemClock
+    from edge.runtime import run_stream
+    from edge.sources import open_source
+
+    questions = parse_questions(args.ask, args.ask_at)
+    clock = SystemClock()
+    source = open_source(args.source, clock=clock, synthetic=synthetic_source)
+    sinks = open_outputs(args.output, as_json=args.json)
+    try:
+        session = make_session(args)
+    except EdgeError:
+        for sink in sinks:
+            sink.close()
+        raise
+    with stopper(args.seconds) as stop:
+        summary = run_stream(
+            session,
+            source,
+            questions=questions,
+            sinks=sinks,
+            fps=args.fps,
+            pace=args.pace,
+            clock=clock,
+            stop=stop,
+            on_turn=stop.after,
+            on_warning=lambda text: console.say(f"warning: {text}"),
+            every_turn=args.every_turn,
+        )
+    print_summary(summary, sys.stderr)
+    if summary.questions_left:
+        left = summary.questions_left
+        console.say(f"warning: Questions never asked, because the stream ended before their second: {left}")
+    if args.json:
+        console.print_json(summary_json(summary))
+    return INTERRUPTED if summary.end_reason == "interrupted" else 0
+
+
+def parse_questions(asked: Sequence[str], asked_at: Sequence[Sequence[str]]) -> list[Any]:
+    """Questions of a run, with their seconds.
+
+    Raises:
+      UsageError: none at all, an empty one, or a second that is not a number from 0.
+    """
+    from edge.runtime import Question
+
+    questions = [Question(0.0, text) for text in asked]
+    for second, text in asked_at:
+        try:
+            at_s = number(float, at_least=0, unit="seconds")(second)
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"Option --ask-at: {error}", hint='For example `--ask-at 12 "What is it?"`') from None
+        questions.append(Question(at_s, text))
+    for question in questions:
+        if not question.text.strip():
+            raise QuestionError(f"The question at {question.at_s:g} s is empty", hint='Use `--ask "What happens?"`')
+    if not questions:
+        raise UsageError("There is no question, so the model would never speak", hint='Add `--ask "What happens?"`')
+    return questions
+
+
+def open_outputs(outputs: Sequence[str], *, as_json: bool) -> list[Sink]:
+    """The files that were asked for, and always the text: on stdout, or with JSON on stderr."""
+    from edge.sinks import open_sinks
+    from edge.sinks.text import TextSink
+
+    files = [name for name in outputs if name != "-"]
+    text: Sink = TextSink(console.report_stream(as_json))
+    return [text, *(open_sinks(files) if files else [])]
+
+
+def make_session(args: argparse.Namespace) -> StreamSession:
+    """The session that the options ask for, all its memory allocated."""
+    from apps.cli.budget import check_budget
+    from edge import Sampling, StreamSession, open_bundle
+
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.sampling_seed)
+    bundle = open_bundle(args.bundle)
+    console.say(check_budget(bundle, args.window))
+    return StreamSession(
+        bundle,
+        backend=args.backend,
+        policy=args.policy,
+        window_turns=args.window,
+        max_reply_tokens=args.max_reply_tokens,
+        sampling=sampling,
+        threads=args.threads,
+    )
+
+
+class Stop:
+    """Whether the run should end: after so many seconds of stream, or when the system asks the process to go."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = math.inf if seconds is None else seconds
+        self._asked = False
+
+    def __call__(self) -> bool:
+        return self._asked
+
+    def after(self, turn: Turn) -> None:
+        """Take note of a turn that is over."""
+        if turn.t + 1 >= self._seconds:
+            self._asked = True
+
+    def ask(self, *_: object) -> None:
+        """End the run after the turn in progress."""
+        self._asked = True
+
+
+@contextmanager
+def stopper(seconds: float | None) -> Iterator[Stop]:
+    """A `Stop` that also heeds SIGTERM while the block runs."""
+    stop = Stop(seconds)
+    previous = signal.signal(signal.SIGTERM, stop.ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, previous)

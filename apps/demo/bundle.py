@@ -1,0 +1,57 @@
+"""The shipped checkpoint as a bundle, exported once and kept in the user's cache.
+
+Owns the place in the cache. The export is the ordinary one; its parity is checked against PyTorch figures that were
+recorded with the checkpoint, so that neither torch nor transformers is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from edge import __version__
+from edge.bundle import open_bundle
+from edge.errors import BundleError
+
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+RECORDED_REFERENCE = Path(__file__).parent / "reference.npz"
+
+
+def demo_bundle(progress: Callable[[str, int, int], None] | None = None, *, weights: str = "fp32") -> Path:
+    """Folder of the demonstration's bundle; exports it if this version has not done so yet.
+
+    Raises:
+      ParityError: the export on this machine does not compute what PyTorch computed.
+      OutputError: neither the cache nor the temporary folder can be written.
+    """
+    from export.api import export_checkpoint
+
+    folder = _cache_folder() / f"demo-{_fingerprint()}-{weights}"
+    try:
+        open_bundle(folder)
+    except BundleError:
+        export_checkpoint(
+            CHECKPOINT, folder, weights=weights, progress=progress, overwrite=True, reference=RECORDED_REFERENCE
+        )
+    return folder
+
+
+def _fingerprint() -> str:
+    """What the bundle depends on: the checkpoint's files and this version."""
+    digest = hashlib.sha256(__version__.encode())
+    for path in sorted(CHECKPOINT.iterdir()):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _cache_folder() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamo-edge"
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.gettempdir()) / f"streamo-edge-{os.getuid()}"
+    return base
