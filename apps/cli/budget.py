@@ -5,26 +5,14 @@ Owns the estimate and its comparison with the memory that is free. Allocates not
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apps.cli.console import bytes_text
 from edge.errors import MemoryBudgetError
+from edge.memory import available_bytes
 
 if TYPE_CHECKING:
     from edge.bundle import Bundle
-
-
-def available_bytes() -> int | None:
-    """Memory that a new process can have without swapping; None where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            name, _, value = line.partition(":")
-            if name == "MemAvailable":
-                return int(value.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        return None
-    return None
 
 
 def check_budget(bundle: Bundle, window_turns: int | None) -> str:

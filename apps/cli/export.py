@@ -49,5 +49,3 @@ def run(args: argparse.Namespace) -> int:
             {"bundle": args.output, "weights": args.weights, "bytes": total_bytes, "parity": manifest.parity}
         )
     return 0
-
-

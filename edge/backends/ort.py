@@ -14,6 +14,7 @@ import numpy as np
 from edge import contract
 from edge.bundle import Bundle
 from edge.errors import BackendError, MemoryBudgetError
+from edge.memory import available_bytes
 
 _QDQ_ACCURACY_LEVEL = (
     "4"  # int8 activations inside 4-bit and 8-bit matrix products: MatMulNBits has no VNNI path without
@@ -43,16 +44,16 @@ class OrtBackend:
     def allocate_cache(self, capacity_tokens: int) -> None:
         facts = self._manifest.decoder_facts
         shape = (1, facts.num_kv_heads, capacity_tokens, facts.head_dim)
-        try:
-            # numpy.zeros maps pages on first touch; filling them here makes a lack of memory show at start.
-            self._cache = [np.full(shape, 0, dtype) for dtype in self._manifest.kv_dtypes for _ in ("key", "value")]
-        except MemoryError:
-            wanted_mib = capacity_tokens * self._manifest.kv_bytes_per_token / 2**20
+        wanted_bytes = capacity_tokens * self._manifest.kv_bytes_per_token
+        free_bytes = available_bytes()
+        if free_bytes is not None and wanted_bytes > free_bytes:  # before the kernel ends the process instead
             raise MemoryBudgetError(
-                f"The KV cache needs {wanted_mib:.0f} MiB for {facts.layers} layers x {capacity_tokens} tokens, "
-                "which the machine cannot give",
-                hint="Use a smaller `--window`",
-            ) from None
+                f"The KV cache needs {wanted_bytes / 2**20:.0f} MiB for {facts.layers} layers x {capacity_tokens} "
+                f"tokens, {free_bytes / 2**20:.0f} MiB is free",
+                hint="Use a smaller window",
+            )
+        # Filled, because pages of numpy.zeros are only taken when first written: what lacks should lack at the start.
+        self._cache = [np.full(shape, 0, dtype) for dtype in self._manifest.kv_dtypes for _ in ("key", "value")]
         for layer in range(facts.layers):
             for name, array in (
                 (contract.key_cache_name(layer), self._cache[2 * layer]),
