@@ -46,11 +46,14 @@ def open_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
       BundleError: not a bundle, another version, or a file that is missing, renamed, truncated or altered.
     """
     folder = Path(path)
-    if not folder.exists():
+    try:
+        is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
+    except (OSError, ValueError) as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be opened: {_reason(error)}"
         raise BundleError(
-            f"Bundle `{folder}` does not exist", hint="Make one with `streamo-edge export CHECKPOINT -o BUNDLE`"
-        )
-    if not folder.is_dir():
+            f"Bundle `{_shown(folder)}` {reason}", hint="Make one with `streamo-edge export CHECKPOINT -o BUNDLE`"
+        ) from None
+    if not is_folder:
         raise BundleError(f"Bundle `{folder}` should be a folder, found a file")
     manifest = manifest_from_json(_read_manifest(folder))
     _check_names(manifest)
@@ -66,7 +69,7 @@ def open_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
 
 
 def _read_manifest(folder: Path) -> object:
-    if not (folder / MANIFEST_FILE).exists():
+    if not os.path.lexists(folder / MANIFEST_FILE):
         raise BundleError(
             f"`{folder}` is not a bundle: it has no `{MANIFEST_FILE}`",
             hint="Make one with `streamo-edge export CHECKPOINT -o BUNDLE`",
@@ -76,6 +79,8 @@ def _read_manifest(folder: Path) -> object:
         raise BundleError(f"`{MANIFEST_FILE}` should have at most {MAX_MANIFEST_BYTES} bytes, found {size_bytes}")
     try:
         return json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleError(f"`{MANIFEST_FILE}` cannot be read: {_reason(error)}") from None
     except (ValueError, RecursionError) as error:
         raise BundleError(f"`{MANIFEST_FILE}` is not valid JSON: {error}", hint=_COPY_AGAIN) from None
 
@@ -118,9 +123,18 @@ def _check_hash(folder: Path, name: str, expected: str) -> None:
             while block := file.read(_READ_BYTES):
                 digest.update(block)
     except OSError as error:
-        raise BundleError(f"Bundle file `{name}` cannot be read: {error.strerror}") from None
+        raise BundleError(f"Bundle file `{name}` cannot be read: {_reason(error)}") from None
     if digest.hexdigest() != expected:
         raise BundleError(
             f"Bundle file `{name}` was altered: expected sha256 {expected[:12]}…, found {digest.hexdigest()[:12]}…",
             hint=_COPY_AGAIN,
         )
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _shown(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= 120 else f"{text[:117]}..."

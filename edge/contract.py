@@ -9,6 +9,8 @@ the KV cache in tokens, Hq query heads, Hkv key/value heads, D head width, W hid
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ VISION_FILE = "vision.onnx"
 DECODER_FILE = "decoder.onnx"
 EMBEDDING_FILE = "embeddings.bin"
 MAX_MANIFEST_BYTES = 4 << 20
+CHECKSUM = "checksum"
 
 OPSET = 21
 CUSTOM_DOMAIN = "streamo"
@@ -201,15 +204,22 @@ class Manifest:
 
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
-    """The manifest as plain JSON values."""
-    return dataclasses.asdict(manifest)
+    """The manifest as plain JSON values, sealed with a checksum of all the others."""
+    document = dataclasses.asdict(manifest)
+    return {**document, CHECKSUM: checksum_of(document)}
+
+
+def checksum_of(document: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's values, whatever their order and spacing in the file; the checksum itself is left out."""
+    values = {name: value for name, value in document.items() if name != CHECKSUM}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def manifest_from_json(document: Any) -> Manifest:
-    """Read a manifest, checking every field's presence and type.
+    """Read a manifest, checking its checksum and every field's presence and type.
 
     Raises:
-      BundleError: another schema, or a field that is missing, unknown or of the wrong type; names the field.
+      BundleError: another schema, altered values, or a field that is missing, unknown or of the wrong type.
     """
     if not isinstance(document, Mapping):
         raise BundleError(f"`{MANIFEST_FILE}` should hold a JSON object, found {type(document).__name__}")
@@ -219,7 +229,15 @@ def manifest_from_json(document: Any) -> Manifest:
             f"`{MANIFEST_FILE}` has schema {schema!r}, this version reads {MANIFEST_SCHEMA!r}",
             hint="Export the checkpoint again with `streamo-edge export`",
         )
-    return typing.cast(Manifest, _read(Manifest, document, ""))
+    found = checksum_of(document)
+    if document.get(CHECKSUM) != found:
+        raise BundleError(
+            f"`{MANIFEST_FILE}` was altered: expected checksum {str(document.get(CHECKSUM))[:12]}…, "
+            f"found {found[:12]}…",
+            hint="Copy the bundle again, or export it again with `streamo-edge export`",
+        )
+    manifest = _read(Manifest, {name: value for name, value in document.items() if name != CHECKSUM}, "")
+    return typing.cast(Manifest, manifest)
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:

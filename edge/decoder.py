@@ -14,7 +14,7 @@ import numpy as np
 
 from edge.backends.base import Backend
 from edge.contract import Manifest
-from edge.kv_cache import CacheMark, KVCache
+from edge.kv_cache import KVCache
 from edge.rope import decoder_rope, image_positions, text_positions
 
 MAX_PREFILL_TOKENS = 512
@@ -75,7 +75,6 @@ class Decoder:
         Cost: one graph call for every 512 tokens.
         """
         filled = 0
-        logits: np.ndarray | None = None
         next_position = self.kv_cache.position
         for segment in segments:
             embeds, positions, advance = self._lay_out(segment, next_position)
@@ -83,27 +82,20 @@ class Decoder:
             start = 0
             while start < len(embeds):
                 if filled == MAX_PREFILL_TOKENS:
-                    logits = self._run(filled)
+                    self._run(filled, advance=0)
                     filled = 0
                 count = min(len(embeds) - start, MAX_PREFILL_TOKENS - filled)
                 self._embeds[filled : filled + count] = embeds[start : start + count]
                 self._positions[:, filled : filled + count] = positions[:, start : start + count]
                 filled += count
                 start += count
-        if filled:
-            logits = self._run(filled)
-        if logits is None:
+        if not filled:
             raise ValueError("a prompt needs at least one token")
-        self.kv_cache.position = next_position
-        return logits
+        return self._run(filled, advance=next_position - self.kv_cache.position)
 
     def decode_step(self, token_id: int) -> np.ndarray:
         """Append one text token and return the logits after it: (V,) float32, valid until the next call."""
         return self.prefill([[token_id]])
-
-    def truncate(self, mark: CacheMark) -> None:
-        """Cut the cache back to `mark`."""
-        self.kv_cache.truncate(mark)
 
     def _lay_out(self, segment: Segment, position: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Embeddings (n, W), positions (3, n) and how far the position advances."""
@@ -113,8 +105,8 @@ class Decoder:
         count = len(segment)
         return self._table[list(segment)], text_positions(position, count), count
 
-    def _run(self, count: int) -> np.ndarray:
-        slot = self.kv_cache.append(count, 0)
+    def _run(self, count: int, advance: int) -> np.ndarray:
+        slot = self.kv_cache.append(count, advance)
         cos, sin = self._rope.tables(self._positions[:, :count])
         return self._backend.run_decoder(
             self._embeds[:count], np.ascontiguousarray(cos), np.ascontiguousarray(sin), slot

@@ -69,8 +69,10 @@ class Protocol:
         with the newline that follows them.
         """
         tag = self.time_tag.format(start_s=t, end_s=t + self.turn_interval_s)
-        user = self.turn_layout.format(question=f"{question}\n" if question else "", tag=tag, image="\0")
-        before, _, after = user.partition("\0")
+        before, _, after = (
+            part.format(question=f"{question}\n" if question else "", tag=tag) if part != "{image}" else ""
+            for part in self.turn_layout.partition("{image}")
+        )
         return (
             f"{IM_START}user\n{before}{VISION_START}",
             f"{VISION_END}{after}{IM_END}\n{IM_START}assistant\n",

@@ -9,6 +9,7 @@ and standby need no decode step, and the tokens that close a reply go in front o
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 import numpy as np
@@ -16,11 +17,12 @@ import numpy as np
 from edge.backends import load_backend
 from edge.backends.base import Backend
 from edge.bundle import Bundle
+from edge.capacity import MAX_QUESTION_TOKENS, plan_cache
 from edge.clock import Clock, Stopwatch, SystemClock
-from edge.contract import TOKENIZER_FILE, Manifest
-from edge.decoder import Decoder, FrameTokens
+from edge.contract import TOKENIZER_FILE
+from edge.decoder import Decoder
 from edge.errors import QuestionError, UsageError
-from edge.history import History
+from edge.history import History, KeptTurn
 from edge.reply import Reply, StateReader
 from edge.sampling import Sampler, Sampling
 from edge.tokenizer import Tokenizer
@@ -29,10 +31,6 @@ from edge.vision import VisionEncoder
 from edge.window import Conversation, OpenQuestion, RebuildWindow
 
 POLICIES = ("rebuild",)
-TURN_TEXT_TOKENS = 32
-"""Room for a turn's own text with its silent reply: 20 to 27 tokens in Qwen's vocabulary."""
-MAX_QUESTION_TOKENS = 512
-"""Open questions stay in the window for ever, so their tokens are bounded: beyond this the oldest is forgotten."""
 
 
 class StreamSession:
@@ -73,10 +71,12 @@ class StreamSession:
         self._tokenizer = Tokenizer(bundle.file(TOKENIZER_FILE))
         self._conversation = Conversation(self._tokenizer, manifest.protocol)
         self._states = StateReader(manifest.tokens)
-        self._sampler = Sampler(sampling or Sampling())
+        self._sampling = sampling or Sampling()
+        self._sampler = Sampler(self._sampling)
         loaded = load_backend(backend, bundle, threads=threads) if isinstance(backend, str) else backend
         self._vision = VisionEncoder(manifest, loaded)
-        self._decoder = Decoder(manifest, bundle.file(manifest.embedding.file), loaded, self._capacity_tokens(manifest))
+        plan = plan_cache(manifest, self._conversation, self.window_turns, self.max_reply_tokens)
+        self._decoder = Decoder(manifest, bundle.file(manifest.embedding.file), loaded, plan.capacity_tokens)
         self._history = History(self.window_turns + 1, manifest.max_visual_tokens, manifest.decoder_facts.hidden_size)
         self._decoder.prefill([self._conversation.system_ids])
         self._after_system = self._decoder.kv_cache.mark()
@@ -119,6 +119,15 @@ class StreamSession:
         Raises:
           QuestionError: empty, or too long to stay in the window.
         """
+        self.check_question(text)
+        self._asked.append(text.strip())
+
+    def check_question(self, text: str) -> None:
+        """Refuse a question that `ask` would refuse.
+
+        Raises:
+          QuestionError: empty, or too long, with those that wait for the next turn, to stay in the window.
+        """
         question = text.strip()
         if not question:
             raise QuestionError("A question is empty", hint="Ask something, for example `Describe each event.`")
@@ -129,7 +138,6 @@ class StreamSession:
                 f"found {tokens}",
                 hint="Ask something shorter",
             )
-        self._asked.append(question)
 
     def push(self, pixels: np.ndarray, t: int, on_text: Callable[[str], None] | None = None) -> Turn:
         """Give the model the frame of stream second `t` and return what it decided.
@@ -144,8 +152,7 @@ class StreamSession:
           UsageError: `t` does not advance. The session is as before.
           BackendError: the backend failed; the session cannot go on.
         """
-        if t < 0 or (self._last_t is not None and t <= self._last_t):
-            raise UsageError(f"Stream seconds should advance from 0: found {t} after {self._last_t}")
+        t = self._check_t(t)
         stopwatch = Stopwatch(self._clock)
         resized = self._vision.resize(pixels)
         patches = self._vision.patches(resized)
@@ -153,23 +160,20 @@ class StreamSession:
         frame = self._vision.encode(resized, patches)
         stopwatch.lap("encode")
         question = self._take_questions(t)
-        logits, evicted_turns = self._append(t, question, frame)
+        newest = self._history.append(t, question, frame)
+        self._last_t = t
+        segments, evicted_turns = self._window.prompt_for(newest, self._pending_ids, self._questions)
+        logits = self._decoder.prefill(segments).copy() if segments else None
         stopwatch.lap("append")
-        answered = bool(self._questions)
-        answer_logits = logits.copy() if answered else None
-        reply = Reply(self._decoder, self._tokenizer, self._states, self._sampler, self.max_reply_tokens)
-        if answered:
-            reply.run(logits, on_text)
-        else:
-            reply.stay_silent()
-        self._newest.reply_ids = reply.ids
-        self._pending_ids = [*reply.unfed_ids, *self._conversation.closing_ids]
+        if not self._questions:
+            logits = None  # as in the official loop, the model is not asked before there is a question
+        reply = self._reply(newest, logits, on_text)
         stopwatch.lap("decode")
         return Turn(
             t=t,
             state=reply.state,
             text=reply.text,
-            logits=answer_logits,
+            logits=logits,
             question=question,
             visual_tokens=len(frame.embeds),
             reply_tokens=len(reply.ids),
@@ -182,17 +186,33 @@ class StreamSession:
 
     def reset(self) -> None:
         """Forget the whole conversation, questions included; nothing is allocated again."""
-        self._decoder.kv_cache.truncate(self._after_system)
+        self._window.reset()
         self._history.clear()
+        self._sampler = Sampler(self._sampling)
         self._asked, self._questions, self._pending_ids = [], [], []
         self._last_t = None
 
-    def _append(self, t: int, question: str, frame: FrameTokens) -> tuple[np.ndarray, int]:
-        """Put the turn behind the conversation; return the logits after it and the number of turns evicted for it."""
-        self._newest = self._history.append(t, question, frame)
-        self._last_t = t
-        segments, evicted_turns = self._window.prompt_for(self._newest, self._pending_ids, self._questions)
-        return self._decoder.prefill(segments), evicted_turns
+    def _check_t(self, t: int) -> int:
+        try:
+            second = operator.index(t)
+        except TypeError:
+            raise UsageError(f"A stream second should be a whole number, found {t!r}") from None
+        if second < 0 or (self._last_t is not None and second <= self._last_t):
+            raise UsageError(f"Stream seconds should advance from 0: found {second} after {self._last_t}")
+        return second
+
+    def _reply(self, turn: KeptTurn, logits: np.ndarray | None, on_text: Callable[[str], None] | None) -> Reply:
+        """The model's reply to `turn`; silence where there are no logits."""
+        reply = Reply(self._decoder, self._tokenizer, self._states, self._sampler, self.max_reply_tokens)
+        try:
+            if logits is None:
+                reply.stay_silent()
+            else:
+                reply.run(logits, on_text)
+        finally:  # also when `on_text` raises: what was said so far is part of the conversation
+            turn.reply_ids = reply.ids
+            self._pending_ids = [*reply.unfed_ids, *self._conversation.closing_ids]
+        return reply
 
     def _take_questions(self, t: int) -> str:
         """What was asked since the last turn, as this turn's question; it stays open."""
@@ -201,12 +221,6 @@ class StreamSession:
         while self._conversation.question_tokens(self._questions) > MAX_QUESTION_TOKENS:
             self._questions.pop(0)
         return "\n".join(asked)
-
-    def _capacity_tokens(self, manifest: Manifest) -> int:
-        """Rows for the system prompt, a full window of the largest frames, open questions and their replies."""
-        turns = self.window_turns * (manifest.max_visual_tokens + TURN_TEXT_TOKENS)
-        replies = max(2 * self.max_reply_tokens, 8 * self.window_turns)
-        return len(self._conversation.system_ids) + turns + 2 * MAX_QUESTION_TOKENS + replies
 
 
 def _at_least_one(name: str, default: int, chosen: int | None) -> int:

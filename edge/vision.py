@@ -12,7 +12,7 @@ from edge.contract import Manifest
 from edge.decoder import FrameTokens
 from edge.errors import FrameError
 from edge.frames import check_pixels
-from edge.preprocess import grid_of, patchify, resize_frame
+from edge.preprocess import grid_of, patchify, resize_frame, smart_resize
 from edge.rope import frame_tables
 
 MAX_SIZES_KEPT = 8
@@ -26,6 +26,7 @@ class VisionEncoder:
     def __init__(self, manifest: Manifest, backend: Backend) -> None:
         self._preprocess = manifest.preprocess
         self._facts = manifest.vision_facts
+        self._max_visual_tokens = manifest.max_visual_tokens
         self._backend = backend
         self._tables: dict[tuple[int, int], Tables] = {}
 
@@ -35,12 +36,19 @@ class VisionEncoder:
         Raises:
           FrameError: not uint8 RGB, or of an impossible shape.
         """
+        checked = check_pixels(pixels)
         try:
-            return resize_frame(check_pixels(pixels), self._preprocess)
-        except FrameError:
-            raise
+            height, width = smart_resize(checked.shape[0], checked.shape[1], self._preprocess)
         except ValueError as error:
             raise FrameError(f"This frame cannot be resized: {error}") from None
+        tokens = height * width // self._preprocess.factor**2
+        if tokens > self._max_visual_tokens:  # a strip one token high cannot shrink further
+            raise FrameError(
+                f"A frame of {checked.shape[1]}x{checked.shape[0]} would become {tokens} visual tokens, "
+                f"at most {self._max_visual_tokens} are possible",
+                hint="Crop the picture to a less extreme shape",
+            )
+        return resize_frame(checked, self._preprocess)
 
     def patches(self, resized: np.ndarray) -> np.ndarray:
         """The vision graph's input for a resized frame: (P, channels * time * patch area) float32."""

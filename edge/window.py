@@ -40,6 +40,11 @@ class Conversation:
         """Both sides of a turn."""
         return [*self.turn_segments(turn), [*turn.reply_ids, *self.closing_ids]]
 
+    def turn_text_tokens(self, t: int) -> int:
+        """Text tokens of the user's side of a turn without a question."""
+        before, after = self._protocol.turn_text(t)
+        return len(self._tokenizer.encode(before)) + len(self._tokenizer.encode(after))
+
     def question_tokens(self, questions: list[OpenQuestion]) -> int:
         """Tokens that the questions take together."""
         return len(self._tokenizer.encode("\n".join(question.text for question in questions)))
@@ -76,6 +81,12 @@ class RebuildWindow:
         self._after_system = after_system
         self._window_turns = window_turns
         self._reserve_tokens = reserve_tokens
+        self._stale = False  # the cache lags behind the history, because nobody has asked anything yet
+
+    def reset(self) -> None:
+        """The conversation starts again."""
+        self._kv_cache.truncate(self._after_system)
+        self._stale = False
 
     def prompt_for(
         self, newest: KeptTurn, pending_ids: list[int], questions: list[OpenQuestion]
@@ -89,10 +100,13 @@ class RebuildWindow:
 
         Returns:
           the segments, and how many turns were evicted to make room. If any was, the cache has been cut back to the
-          system prompt.
+          system prompt. No segments at all: the window is full and nobody has asked anything, so there is nothing to
+          compute until somebody does.
         """
         segments: list[Segment] = [pending_ids, *self._conversation.turn_segments(newest)]
         used = self._kv_cache.length
+        if self._stale:
+            segments, used = self._whole_window(newest), self._after_system.length
         evicted = 0
         while len(self._history) > 1 and (
             len(self._history) > self._window_turns
@@ -102,11 +116,14 @@ class RebuildWindow:
             evicted += 1
             first = self._history.oldest
             first.question = "\n".join(question.text for question in questions if question.t <= first.t)
-            segments = [
-                s for turn in self._history.before_newest() for s in self._conversation.whole_turn_segments(turn)
-            ]
-            segments += self._conversation.turn_segments(newest)
-            used = self._after_system.length
-        if evicted:
+            segments, used = self._whole_window(newest), self._after_system.length
+        if evicted or self._stale:
             self._kv_cache.truncate(self._after_system)
-        return segments, evicted
+            self._stale = not questions
+        return ([] if self._stale else segments), evicted
+
+    def _whole_window(self, newest: KeptTurn) -> list[Segment]:
+        segments: list[Segment] = []
+        for turn in self._history.before_newest():
+            segments += self._conversation.whole_turn_segments(turn)
+        return [*segments, *self._conversation.turn_segments(newest)]

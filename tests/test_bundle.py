@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scripted import scripted_bundle
 
 from edge.bundle import open_bundle
-from edge.contract import MAX_MANIFEST_BYTES, manifest_from_json, manifest_to_json
+from edge.contract import MAX_MANIFEST_BYTES, checksum_of, manifest_from_json, manifest_to_json
 from edge.errors import BundleError
 
 
@@ -32,6 +32,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 def change_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     document = json.loads((folder / "manifest.json").read_text())
     change(document)
+    document["checksum"] = checksum_of(document)  # as whoever meant the change would
     (folder / "manifest.json").write_text(json.dumps(document))
 
 
@@ -97,6 +98,22 @@ def test_a_link_out_of_the_bundle_is_refused(folder: Path, tmp_path: Path) -> No
     shutil.move(folder / "embeddings.bin", outside)
     (folder / "embeddings.bin").symlink_to(outside)
     assert "link" in refusal(folder).message
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [("decoder_facts", "rope_theta", 10.0), ("protocol", "system_prompt", ""), ("preprocess", "patch_size", 0)],
+)
+def test_an_altered_manifest_is_refused(folder: Path, section: str, field: str, value: object) -> None:
+    document = json.loads((folder / "manifest.json").read_text())
+    document[section][field] = value
+    (folder / "manifest.json").write_text(json.dumps(document))
+    assert "altered" in refusal(folder).message
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b"])
+def test_a_path_that_no_system_takes_is_refused(path: str) -> None:
+    refusal(Path(path))
 
 
 @pytest.mark.parametrize("name", ["../outside.bin", "/etc/passwd", "a/b", "..", ".hidden", "a\0b", ""])

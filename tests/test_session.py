@@ -11,9 +11,10 @@ from scripted import FRAME, reply_ids, scripted_bundle
 import edge
 from edge.backends.fake import ScriptedBackend
 from edge.bundle import Bundle
+from edge.capacity import MAX_QUESTION_TOKENS
 from edge.clock import FakeClock
 from edge.errors import FrameError, QuestionError, UsageError
-from edge.session import MAX_QUESTION_TOKENS, StreamSession
+from edge.session import StreamSession
 from edge.turn import TurnState
 
 
@@ -141,6 +142,31 @@ def test_positions_start_again_when_the_window_is_rebuilt(bundle: Bundle) -> Non
     assert session.position == full
 
 
+def test_while_nobody_asks_a_full_window_costs_nothing_and_the_first_question_sees_all_of_it(bundle: Bundle) -> None:
+    session, backend = session_of(bundle, ["</Silence>"], window_turns=3)
+    for t in range(3):
+        session.push(FRAME, t)
+    calls = len(backend.calls)
+    for t in range(3, 30):
+        assert session.push(FRAME, t).evicted_turns == 1
+    assert len(backend.calls) == calls, "no token is computed that nobody reads"
+    session.ask("What do you see?")
+    turn = session.push(FRAME, 30)
+    assert turn.logits is not None
+    asked, _ = session_of(bundle, ["</Silence>"], window_turns=3)
+    for t in range(28, 30):
+        asked.push(FRAME, t)
+    asked.ask("What do you see?")
+    asked.push(FRAME, 30)
+    assert (session.kv_tokens, session.position) == (asked.kv_tokens, asked.position)
+
+
+def test_a_window_keeps_all_its_turns_while_replies_are_of_ordinary_length(bundle: Bundle) -> None:
+    session, _ = session_of(bundle, ["</Response> " + "w" * 12], window_turns=40)
+    session.ask("?")
+    assert not any(session.push(FRAME, t).evicted_turns for t in range(40))
+
+
 def test_memory_is_allocated_once(bundle: Bundle) -> None:
     session, backend = session_of(bundle, ["</Response> x", "</Silence>"], window_turns=3)
     capacity = backend.capacity_tokens
@@ -181,6 +207,7 @@ def test_open_questions_never_outgrow_their_room(bundle: Bundle) -> None:
         (np.zeros((28, 28, 4), np.uint8), r"\(28, 28, 4\)"),
         (np.zeros((0, 28, 3), np.uint8), r"\(0, 28, 3\)"),
         (np.zeros((1, 1000, 3), np.uint8), "1000x1"),
+        (np.zeros((10, 1400, 3), np.uint8), "1400x10 would become 11 visual tokens, at most 1"),
     ],
 )
 def test_a_frame_that_is_not_uint8_rgb_is_refused_and_nothing_is_lost(
@@ -198,6 +225,37 @@ def test_time_must_advance(bundle: Bundle) -> None:
     session.push(FRAME, 3)
     with pytest.raises(UsageError, match="3 after 3"):
         session.push(FRAME, 3)
+
+
+@pytest.mark.parametrize("t", [1.5, "3", None])
+def test_a_stream_second_is_a_whole_number(bundle: Bundle, t: object) -> None:
+    session, _ = session_of(bundle, ["</Silence>"])
+    with pytest.raises(UsageError, match="whole number"):
+        session.push(FRAME, t)  # type: ignore[arg-type]
+
+
+def test_a_listener_that_fails_does_not_tear_the_conversation(bundle: Bundle) -> None:
+    def fail(piece: str) -> None:
+        raise RuntimeError(piece)
+
+    session, backend = session_of(bundle, ["</Response> Yes", "</Silence>"])
+    session.ask("?")
+    with pytest.raises(RuntimeError):
+        session.push(FRAME, 0, on_text=fail)
+    said = list(session._history.oldest.reply_ids)
+    assert len(said) > 1
+    assert session.push(FRAME, 1).state is TurnState.SILENCE
+    assert backend.calls[-1].cache_length == backend.calls[-2].cache_length + backend.calls[-2].tokens
+
+
+def test_a_question_may_hold_any_character(bundle: Bundle) -> None:
+    session, backend = session_of(bundle, ["</Silence>"])
+    session.ask("a\0b {image} {tag}?")
+    session.push(FRAME, 0)
+    plain, other = session_of(bundle, ["</Silence>"])
+    plain.ask("x" * len("a\0b {image} {tag}?"))
+    plain.push(FRAME, 0)
+    assert backend.calls[-1] == other.calls[-1]
 
 
 def test_a_reset_session_starts_from_the_system_prompt(bundle: Bundle) -> None:
