@@ -40,11 +40,19 @@ def demo_bundle(progress: Callable[[str, int, int], None] | None = None, *, weig
 
 
 def _fingerprint() -> str:
-    """What the bundle depends on: the checkpoint's files and this version."""
+    """What the bundle depends on: the checkpoint's files, this version, and the code that makes a bundle.
+
+    A checkout changes between versions, so the version alone would leave an old bundle in use.
+    """
+    import export
+    from edge import contract, preprocess, prompt
+
+    seams = [Path(str(module.__file__)) for module in (contract, preprocess, prompt)]
+    sources = sorted(Path(str(export.__file__)).parent.glob("*.py"))
     digest = hashlib.sha256(__version__.encode())
-    for path in sorted(CHECKPOINT.iterdir()):
+    for path in (*sorted(CHECKPOINT.iterdir()), *sources, *seams):
         digest.update(path.name.encode())
-        digest.update(path.read_bytes())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:12]
 
 
