@@ -229,11 +229,10 @@ def manifest_from_json(document: Any) -> Manifest:
             f"`{MANIFEST_FILE}` has schema {schema!r}, this version reads {MANIFEST_SCHEMA!r}",
             hint="Export the checkpoint again with `streamo-edge export`",
         )
-    found = checksum_of(document)
-    if document.get(CHECKSUM) != found:
+    expected, found = str(document.get(CHECKSUM, "none")), checksum_of(document)
+    if expected != found:
         raise BundleError(
-            f"`{MANIFEST_FILE}` was altered: expected checksum {str(document.get(CHECKSUM))[:12]}…, "
-            f"found {found[:12]}…",
+            f"`{MANIFEST_FILE}` was altered: expected checksum {expected[:12]}, found {found[:12]}",
             hint="Copy the bundle again, or export it again with `streamo-edge export`",
         )
     manifest = _read(Manifest, {name: value for name, value in document.items() if name != CHECKSUM}, "")

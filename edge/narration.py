@@ -17,7 +17,6 @@ from edge.events import (
     TURN_STATE,
     media_time,
 )
-from edge.frames import Frame
 from edge.pacing import DueTurn
 from edge.turn import Turn, TurnState
 
@@ -43,7 +42,6 @@ class Narrator:
     def begin(self, due: DueTurn, frame_at_ns: int | None) -> None:
         """A turn starts; `frame_at_ns` is when its picture was there, None where that means nothing."""
         self._number += 1
-        self._frame: Frame = due.frame
         self._frame_at_ns = frame_at_ns
         self._start_ns = self._clock.monotonic_ns()
         self._first_text_ms: float | None = None
@@ -53,9 +51,9 @@ class Narrator:
         """The model said `piece` of its reply."""
         if self._first_text_ms is None:
             self._first_text_ms = (self._clock.monotonic_ns() - self._start_ns) / 1e6
-            self._emit(RESPONSE_CREATED, self._frame, **self._where)
+            self._emit(RESPONSE_CREATED, **self._where)
         if piece:
-            self._emit(RESPONSE_DELTA, self._frame, **self._where, text=piece)
+            self._emit(RESPONSE_DELTA, **self._where, text=piece)
 
     def finish(self, turn: Turn) -> dict[str, float]:
         """The turn is over: tell it, and return its times in milliseconds, ours added to the session's."""
@@ -74,10 +72,10 @@ class Narrator:
             notes = {name: True for name in ("truncated", "off_protocol") if getattr(turn, name)}
             answers = {"question": turn.question} if turn.question else {}
             said = {"state": state, "text": turn.text.strip(), "final": True}
-            self._emit(RESPONSE_COMPLETED, self._frame, **self._where, **said, **answers, **notes, **common)
+            self._emit(RESPONSE_COMPLETED, **self._where, **said, **answers, **notes, **common)
         if self._every_turn or turn.state is not self._told_state:
             self._told_state = turn.state
-            self._emit(TURN_STATE, self._frame, **self._where, state=state, **common)
+            self._emit(TURN_STATE, **self._where, state=state, **common)
         return times_ms
 
     def _times(self, turn: Turn, spoke: bool) -> tuple[dict[str, float], bool]:

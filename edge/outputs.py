@@ -8,9 +8,8 @@ from typing import Any
 
 from edge.errors import EdgeError, OutputError
 from edge.events import ERROR, Event, EventFactory
-from edge.frames import Frame
+from edge.masking import mask_secrets
 from edge.sinks.base import Sink
-from edge.sources.address import mask_secrets
 
 
 def error_fields(error: EdgeError) -> dict[str, Any]:
@@ -41,7 +40,7 @@ class Outputs:
         for sink in self._active:
             sink.open()
 
-    def emit(self, event_type: str, frame: Frame | None = None, /, **fields: Any) -> Event:
+    def emit(self, event_type: str, /, **fields: Any) -> Event:
         """Make the next event and hand it to every sink.
 
         Raises:
@@ -51,7 +50,7 @@ class Outputs:
         failed: list[tuple[Sink, OutputError]] = []
         for sink in self._active:
             try:
-                sink.handle(event, frame)
+                sink.handle(event)
             except OutputError as problem:
                 failed.append((sink, problem))
         for sink, _ in failed:

@@ -47,10 +47,11 @@ class RunSummary:
       turns: turns that the session served.
       responses: turns in which the model spoke.
       dropped_turns: turns left out because an earlier one took too long.
-      dropped_frames: frames of a live source that nobody could read in time.
+      dropped_frames: frames of a live source, or of a recording that is read too slowly, left out unread.
       questions_left: questions whose second never came.
       end_reason: `ended` (the source is over), `stopped`, `interrupted`, `max_turns`, or `error`.
       stream_s: stream time of the last turn's end; wall_s: how long the run took.
+      turn_interval_s: a turn comes every so many seconds of the stream; realtime: the clock set the pace.
       times: `preprocess`, `encode`, `append`, `decode`, `turn` of every turn, and, of those in which the model spoke,
         `first_text` (turn's start to its first words) and, in real time, `frame_to_event`.
       warnings: what went wrong without ending the run, for people.
@@ -64,5 +65,7 @@ class RunSummary:
     end_reason: str = "error"
     stream_s: float = 0.0
     wall_s: float = 0.0
+    turn_interval_s: float = 1.0
+    realtime: bool = False
     times: StageTimes = field(default_factory=StageTimes)
     warnings: list[str] = field(default_factory=list)

@@ -22,10 +22,12 @@ from export.checkpoint import Checkpoint, open_checkpoint, read_file
 from export.decoder import build_decoder
 from export.expected import compute_expected, load_expected, save_expected
 from export.graph_check import GraphCheck
+from export.graph_session import EXACT
 from export.onnx_writer import GraphBuilder
-from export.parity import compare, require_parity
+from export.parity import ROUNDED, RoundedCheck, compare, require_parity
 from export.probe import Probe, build_probe
 from export.reference import require_packages
+from export.rounded import RoundedCheckpoint
 from export.stream_attention import stream_attention_function
 from export.stream_config import StreamFile, read_preprocess, read_stream_file
 from export.tokens import token_ids
@@ -99,7 +101,10 @@ def export_checkpoint(
         stored = {"embedding": embedding, **decoder_writer.stored}
         budget_bytes = _weights_budget_bytes(checkpoint)
         graphs = GraphCheck(bundle.folder, checkpoint.facts, vision_writer.stored, stored, budget_bytes)
-        parity = compare(source.probe, graphs, expected, weights)
+        check = None
+        if recorded is None and weights in ROUNDED:
+            check = _rounded_check(bundle, source, vision_writer, decoder_writer, stored)
+        parity = compare(source.probe, graphs, expected, weights, check)
         report("parity", 2, 2)
         if not allow_mismatch:
             require_parity(parity)
@@ -192,6 +197,17 @@ def _write_decoder(
     functions = [stream_attention_function(checkpoint.facts.decoder)]
     bundle.add(contract.DECODER_FILE, builder.serialize("decoder", PRODUCER, functions))
     return _component(contract.DECODER_FILE, weights, builder), writer
+
+
+def _rounded_check(
+    bundle: BundleWriter, source: _Source, vision: WeightWriter, decoder: WeightWriter, stored: dict[str, StoredTensor]
+) -> RoundedCheck:
+    """PyTorch over the weights that the bundle stores, and the graphs that it is compared with."""
+    checkpoint = source.checkpoint
+    rounded = RoundedCheckpoint.of(checkpoint, bundle.folder, [vision, decoder], stored["embedding"])
+    budget_bytes = _weights_budget_bytes(checkpoint)
+    graphs = GraphCheck(bundle.folder, checkpoint.facts, vision.stored, stored, budget_bytes, accuracy_level=EXACT)
+    return RoundedCheck(graphs, compute_expected(rounded, source.probe))
 
 
 def _two(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -6,6 +6,7 @@ Owns the temporary folder, the hashes and the rename. Does not know what the fil
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -13,27 +14,38 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-from edge.contract import MANIFEST_FILE, FileFacts, Manifest, manifest_to_json
+from edge.contract import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileFacts, Manifest, manifest_to_json
 from edge.errors import OutputError
 
 SPARE_BYTES = 64 << 20
+SCHEMAS = "streamo.bundle/"
+"""How the schema of a bundle of any version begins."""
 
 
 class BundleWriter:
     """Collects files in a sibling folder; `publish` gives it the bundle's name. Use as a context manager.
 
     Args:
-      target: the bundle's folder. It must not exist, unless `overwrite` and it is a bundle or empty.
+      target: the bundle's folder. It must not exist, unless it is empty, or `overwrite` and it is a bundle that holds
+        nothing but its own files.
       needed_bytes: what will be written, for the check of free space.
+
+    Raises:
+      OutputError: the folder cannot be created or must not be replaced, or the disk is too full.
     """
 
     def __init__(self, target: Path, needed_bytes: int, *, overwrite: bool = False) -> None:
-        self.target = Path(os.path.abspath(target))
-        self.folder = self.target.with_name(f".{self.target.name}.partial-{os.getpid()}")
         self.files: dict[str, FileFacts] = {}
         self._overwrite = overwrite
-        self._check_target()
-        self._check_space(needed_bytes)
+        try:
+            self.target = Path(os.path.realpath(target))  # a link's own name must not be taken for the folder's
+            if not self.target.name:
+                raise OutputError(f"`{self.target}` cannot become a bundle", hint="Choose a folder that does not exist")
+            self.folder = self.target.with_name(f".{self.target.name}.partial-{os.getpid()}")
+            self._check_target()
+            self._check_space(needed_bytes)
+        except (OSError, ValueError) as error:
+            raise _cannot_write(Path(target), error) from None
 
     def __enter__(self) -> BundleWriter:
         try:
@@ -71,6 +83,7 @@ class BundleWriter:
             os.fsync(file.fileno())
         _sync_folder(self.folder)
         replaced = self.folder.with_name(self.folder.name + ".replaced")
+        self._check_target()  # an export takes minutes; something may have been put there meanwhile
         existed = self.target.exists()
         if existed:
             os.rename(self.target, replaced)
@@ -91,10 +104,18 @@ class BundleWriter:
         empty = not any(self.target.iterdir())
         if empty:
             return
-        if not (self.target / MANIFEST_FILE).is_file():
+        own = _bundle_files(self.target)
+        if own is None:
             raise OutputError(f"`{self.target}` exists and is not a bundle", hint="Choose a folder that does not exist")
         if not self._overwrite:
             raise OutputError(f"Bundle `{self.target}` exists", hint="Choose another folder, or add `--force`")
+        with os.scandir(self.target) as entries:
+            foreign = sorted(e.name for e in entries if e.name not in own or not e.is_file(follow_symlinks=False))
+        if foreign:
+            raise OutputError(
+                f"Bundle `{self.target}` also holds `{foreign[0]}`, which is not one of its {len(own)} files",
+                hint="Move it elsewhere, or choose another folder",
+            )
 
     def _check_space(self, needed_bytes: int) -> None:
         parent = self.target.parent
@@ -110,10 +131,23 @@ class BundleWriter:
 
     def _remove_abandoned(self) -> None:
         """Remove what an export that was killed left behind."""
-        for leftover in self.target.parent.glob(f".{self.target.name}.partial-*"):
+        for leftover in self.target.parent.glob(f".{glob.escape(self.target.name)}.partial-*"):
             process = leftover.name.partition(".partial-")[2].split(".")[0]
             if process.isdigit() and (int(process) == os.getpid() or not _runs(int(process))):
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _bundle_files(folder: Path) -> set[str] | None:
+    """Names of the files that a bundle of any version consists of; None: the folder is no bundle."""
+    try:
+        with (folder / MANIFEST_FILE).open("rb") as file:
+            document = json.loads(file.read(MAX_MANIFEST_BYTES))
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+        return None
+    schema, files = (document.get("schema"), document.get("files")) if isinstance(document, dict) else (None, None)
+    if not isinstance(schema, str) or not schema.startswith(SCHEMAS) or not isinstance(files, dict):
+        return None
+    return {MANIFEST_FILE, *files}
 
 
 def _runs(process: int) -> bool:
@@ -134,9 +168,10 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _cannot_write(target: Path, error: OSError) -> OutputError:
-    full = error.errno == errno.ENOSPC
+def _cannot_write(target: Path, error: OSError | ValueError) -> OutputError:
+    reason, number = (error.strerror or error, error.errno) if isinstance(error, OSError) else (error, None)
+    full = number == errno.ENOSPC
     return OutputError(
-        f"Bundle `{target}` cannot be written: {error.strerror or error}",
+        f"Bundle `{target}` cannot be written: {reason}",
         hint="Free some space" if full else "Check the folder's permissions, or choose another one",
     )

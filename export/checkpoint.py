@@ -62,6 +62,15 @@ class Checkpoint:
         entry = self.entries[name]
         return to_float32(read_raw(entry), entry)
 
+    def token_rows(self, first: int, last: int) -> np.ndarray:
+        """Embeddings of the tokens `first` to `last`, (last - first, W) float32."""
+        entry = self.entries[EMBEDDING]
+        return to_float32(read_raw(entry, first, last), entry)
+
+    def head_rows(self, rows_at_a_time: int) -> Iterator[np.ndarray]:
+        """The head's rows as float32, `rows_at_a_time` at a time."""
+        return self.rows(self.head_name, rows_at_a_time)
+
     def rows(self, name: str, rows_at_a_time: int) -> Iterator[np.ndarray]:
         """A tensor's rows as float32, `rows_at_a_time` at a time."""
         entry = self.entries[name]
@@ -77,6 +86,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
       CheckpointError: not a checkpoint folder, another architecture, pickled or damaged weights, tensors missing,
         unknown or of another shape.
     """
+    try:
+        return _open(folder)
+    except OSError as error:  # names too long for the system, folders that may not be searched
+        raise CheckpointError(
+            f"Checkpoint `{folder}` cannot be read: {error.strerror or error}",
+            hint="Check the folder's name and permissions",
+        ) from None
+
+
+def _open(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointError(f"Checkpoint `{folder}` is not a folder", hint="Give the folder that holds `config.json`")
     config_bytes = read_file(folder, "config.json")

@@ -42,6 +42,10 @@ VISION_DEFAULTS = {
     "hidden_act": "silu",
 }
 QWEN_MROPE_SECTION = (16, 24, 24)
+LARGEST_FLOAT32 = 3.4e38
+LARGEST_SIZE = 1 << 24
+MOST_LAYERS = 1024
+"""Far above every model; a config that says more is damaged, and would be walked for hours."""
 
 
 @dataclass(frozen=True)
@@ -71,34 +75,34 @@ def facts_from_config(config: Mapping[str, Any], *, has_head: bool = False) -> M
       CheckpointError: another architecture, or a feature that the graphs do not have; names key, expected and found.
     """
     _check_architecture(config)
-    nested = config.get("text_config")
-    text: dict[str, Any] = {**TEXT_DEFAULTS, **(nested if isinstance(nested, Mapping) else config)}
-    vision: dict[str, Any] = {**VISION_DEFAULTS, **(config.get("vision_config") or {})}
-    tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings", False) and not has_head)
-    decoder = _decoder_facts(text, bool(tied))
+    nested = _object(config, "text_config")
+    text: dict[str, Any] = {**TEXT_DEFAULTS, **(config if nested is None else nested)}
+    vision: dict[str, Any] = {**VISION_DEFAULTS, **(_object(config, "vision_config") or {})}
+    at_top = _flag(config, "tie_word_embeddings") and not has_head
+    tied = _flag(text, "tie_word_embeddings") if "tie_word_embeddings" in text else at_top
+    decoder = _decoder_facts(text, tied)
     tower = _vision_facts(vision)
     _expect(tower.out_hidden_size == decoder.hidden_size, "vision_config.out_hidden_size",
             f"the decoder's hidden_size {decoder.hidden_size}", tower.out_hidden_size)  # fmt: skip
-    return ModelFacts(
-        decoder,
-        tower,
-        _integer(vision, "patch_size", "vision_config."),
-        _integer(vision, "spatial_merge_size", "vision_config."),
-        _integer(vision, "temporal_patch_size", "vision_config."),
-    )
+    keys = ("patch_size", "spatial_merge_size", "temporal_patch_size")
+    patch, merge, temporal = (_integer(vision, key, "vision_config.") for key in keys)
+    _expect(tower.window_size >= patch * merge, "vision_config.window_size",
+            f"at least patch_size * spatial_merge_size = {patch * merge}", tower.window_size)  # fmt: skip
+    return ModelFacts(decoder, tower, patch, merge, temporal)
 
 
 def _check_architecture(config: Mapping[str, Any]) -> None:
     found = config.get("model_type")
-    architectures = config.get("architectures") or []
+    architectures = _list(config, "architectures")
     if found != MODEL_TYPE or (architectures and ARCHITECTURE not in architectures):
         raise CheckpointError(
             f"`config.json` describes {', '.join(map(str, architectures)) or found!r} (model_type {found!r}), "
             f"expected {ARCHITECTURE} (model_type {MODEL_TYPE!r})",
             hint="Export a checkpoint of the Qwen2.5-VL architecture",
         )
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
+    quantization = _object(config, "quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown")
         raise CheckpointError(
             f"The checkpoint is already quantised (method {method}), expected bfloat16, float16 or float32 weights",
             hint="Export the checkpoint it was made from, with `--weights int4`",
@@ -114,19 +118,19 @@ def _decoder_facts(text: Mapping[str, Any], tied: bool) -> DecoderFacts:
     _expect(text.get("head_dim") in (None, head_dim), "head_dim", f"hidden_size / num_attention_heads = {head_dim}",
             text.get("head_dim"))  # fmt: skip
     _expect(text["hidden_act"] == "silu", "hidden_act", "'silu'", text["hidden_act"])
-    layer_types = text.get("layer_types") or ["sliding_attention"]  # older files say it for all layers at once
+    layer_types = _list(text, "layer_types") or ["sliding_attention"]  # older files say it for all layers at once
     windowed = text.get("use_sliding_window") and "sliding_attention" in layer_types
     _expect(not windowed, "use_sliding_window", "false", True)
     theta, section = _rope(text, head_dim)
     return DecoderFacts(
-        layers=_integer(text, "num_hidden_layers"),
+        layers=_integer(text, "num_hidden_layers", at_most=MOST_LAYERS),
         hidden_size=hidden,
         intermediate_size=_integer(text, "intermediate_size"),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         vocab_size=_integer(text, "vocab_size"),
-        rms_norm_eps=float(text["rms_norm_eps"]),
+        rms_norm_eps=_number(text, "rms_norm_eps"),
         rope_theta=theta,
         mrope_section=section,
         tied_embeddings=tied,
@@ -135,16 +139,17 @@ def _decoder_facts(text: Mapping[str, Any], tied: bool) -> DecoderFacts:
 
 def _rope(text: Mapping[str, Any], head_dim: int) -> tuple[float, tuple[int, ...]]:
     """RoPE base and m-RoPE sections; older files keep them apart, newer ones in `rope_parameters`."""
-    scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    scaling = _object(text, "rope_parameters") or _object(text, "rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     _expect(kind in ("default", "mrope"), "rope_scaling.type", "'default' or 'mrope'", kind)
     default = QWEN_MROPE_SECTION if sum(QWEN_MROPE_SECTION) == head_dim // 2 else None
     section = scaling.get("mrope_section", default)
-    valid = isinstance(section, (list, tuple)) and len(section) == 3 and sum(section) == head_dim // 2
-    wanted = f"three numbers that add up to head_dim / 2 = {head_dim // 2}"
+    whole = isinstance(section, (list, tuple)) and all(_is_whole(part) and part >= 0 for part in section)
+    valid = whole and len(section) == 3 and sum(section) == head_dim // 2
+    wanted = f"three whole numbers that add up to head_dim / 2 = {head_dim // 2}"
     _expect(valid, "rope_scaling.mrope_section", wanted, section)
-    theta = float(scaling.get("rope_theta", text["rope_theta"]))
-    return theta, tuple(int(n) for n in section or ())
+    theta = _number(scaling, "rope_theta", "rope_scaling.") if "rope_theta" in scaling else _number(text, "rope_theta")
+    return theta, tuple(section)
 
 
 def _vision_facts(vision: Mapping[str, Any]) -> VisionFacts:
@@ -154,22 +159,58 @@ def _vision_facts(vision: Mapping[str, Any]) -> VisionFacts:
     _expect(vision["hidden_act"] == "silu", "vision_config.hidden_act", "'silu'", vision["hidden_act"])
     channels = vision.get("in_chans", vision["in_channels"])
     _expect(channels == 3, "vision_config.in_channels", "3", channels)
+    blocks = _list(vision, "fullatt_block_indexes", where)
+    _expect(all(_is_whole(block) and block >= 0 for block in blocks), where + "fullatt_block_indexes",
+            "whole numbers of 0 or more", blocks)  # fmt: skip
     return VisionFacts(
-        depth=_integer(vision, "depth", where),
+        depth=_integer(vision, "depth", where, at_most=MOST_LAYERS),
         hidden_size=hidden,
         intermediate_size=_integer(vision, "intermediate_size", where),
         num_heads=heads,
         out_hidden_size=_integer(vision, "out_hidden_size", where),
         window_size=_integer(vision, "window_size", where),
-        full_attention_blocks=tuple(int(block) for block in vision["fullatt_block_indexes"]),
+        full_attention_blocks=tuple(blocks),
     )
 
 
-def _integer(values: Mapping[str, Any], key: str, where: str = "") -> int:
+def _integer(values: Mapping[str, Any], key: str, where: str = "", *, at_most: int = LARGEST_SIZE) -> int:
     value = values[key]
-    valid = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    _expect(valid, where + key, "a whole number above 0", value)
+    _expect(_is_whole(value) and value > 0, where + key, "a whole number above 0", value)
+    _expect(value <= at_most, where + key, f"at most {at_most}", value)
     return int(value)
+
+
+def _number(values: Mapping[str, Any], key: str, where: str = "") -> float:
+    value = values[key]
+    _expect(is_number(value) and value > 0, where + key, "a number above 0", value)
+    return float(value)
+
+
+def _object(values: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
+    value = values.get(key)
+    _expect(value is None or isinstance(value, Mapping), key, "an object", value)
+    return value
+
+
+def _list(values: Mapping[str, Any], key: str, where: str = "") -> list[Any]:
+    value = values.get(key)
+    _expect(value is None or isinstance(value, (list, tuple)), where + key, "a list", value)
+    return list(value or [])
+
+
+def _flag(values: Mapping[str, Any], key: str) -> bool:
+    value = values.get(key)
+    _expect(value is None or isinstance(value, bool), key, "true or false", value)
+    return bool(value)
+
+
+def is_number(value: object) -> bool:
+    """Whether a JSON value is a number that float32 can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST_FLOAT32
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _expect(holds: bool, key: str, expected: str, found: object) -> None:

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from edge.errors import CheckpointError
-from export.checkpoint import EMBEDDING, Checkpoint
+from export.checkpoint import Checkpoint
 from export.probe import Probe
-from export.safetensors_file import read_raw, to_float32
 
 READ_BYTES = 1 << 20
 
@@ -91,6 +90,5 @@ def _made_from(checkpoint: Checkpoint, probe: Probe) -> str:
 
 def _token_rows(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
     """Embeddings (T, W) float32 as PyTorch would look them up."""
-    entry = checkpoint.entries[EMBEDDING]
-    rows = {token: to_float32(read_raw(entry, token, token + 1), entry)[0] for token in sorted({int(i) for i in ids})}
+    rows = {token: checkpoint.token_rows(token, token + 1)[0] for token in sorted({int(i) for i in ids})}
     return np.stack([rows[int(token)] for token in ids])

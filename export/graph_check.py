@@ -16,7 +16,7 @@ from edge import contract
 from edge.rope import decoder_rope, frame_tables
 from export import decoder, vision
 from export.config import ModelFacts
-from export.graph_session import GraphSession
+from export.graph_session import AS_RUNTIME, GraphSession
 from export.onnx_writer import GraphBuilder
 from export.stream_attention import stream_attention_function
 from export.weight_store import StoredTensor
@@ -40,6 +40,7 @@ class GraphCheck:
 
     Args:
       budget_bytes: memory that weights may take; a graph that needs more is run in slices.
+      accuracy_level: of products with quantised weights, see `graph_session`.
     """
 
     def __init__(
@@ -49,12 +50,15 @@ class GraphCheck:
         vision_weights: Mapping[str, StoredTensor],
         decoder_weights: Mapping[str, StoredTensor],
         budget_bytes: int,
+        *,
+        accuracy_level: str = AS_RUNTIME,
     ) -> None:
         self.folder = folder
         self.facts = facts
         self._vision_weights = vision_weights
         self._decoder_weights = decoder_weights
         self._budget_bytes = budget_bytes
+        self._accuracy_level = accuracy_level
 
     def embeddings(self, ids: np.ndarray) -> np.ndarray:
         """Rows (T, W) float32 of the bundle's embedding table."""
@@ -166,7 +170,7 @@ class GraphCheck:
         return SLICE_FILE
 
     def _session(self, file: str) -> GraphSession:
-        session = GraphSession(self.folder / file)
+        session = GraphSession(self.folder / file, self._accuracy_level)
         if file == SLICE_FILE:
             (self.folder / file).unlink()
         return session

@@ -13,18 +13,23 @@ import numpy as np
 from edge.errors import BackendError
 from export.memory import release_freed_memory
 
-ACCURACY_LEVEL = "4"
-"""Inner products of quantised weights in int8, as the runtime computes them."""
+AS_RUNTIME = "4"
+"""Inner products of quantised weights in int8, as the runtime computes them: activations are rounded, too."""
+EXACT = "1"
+"""Inner products in float32: only the weights are rounded."""
 
 
 class GraphSession:
     """A loaded graph.
 
+    Args:
+      accuracy_level: of products with quantised weights, `AS_RUNTIME` or `EXACT`.
+
     Raises:
       BackendError: ONNX Runtime is missing or cannot load the graph.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, accuracy_level: str = AS_RUNTIME) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -33,7 +38,7 @@ class GraphSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.enable_cpu_mem_arena = False  # it would keep what a graph has freed
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", ACCURACY_LEVEL)
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", accuracy_level)
         self._name = f"`{path.name}` in ONNX Runtime {onnxruntime.__version__}"
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

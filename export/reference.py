@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edge.errors import UsageError
+from edge.errors import CheckpointError, UsageError
 from export.checkpoint import TEXT, VISUAL, Checkpoint
 from export.memory import release_freed_memory
 
@@ -26,6 +26,7 @@ class Reference:
 
     Raises:
       UsageError: torch or transformers is not installed, or too old.
+      CheckpointError: transformers does not take the config.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -39,9 +40,15 @@ class Reference:
                 hint="In the checkout: pip install '.[export]'",
             )
         self._checkpoint = checkpoint
-        config = transformers.Qwen2_5_VLConfig.from_pretrained(str(checkpoint.folder), local_files_only=True)
-        with torch.device("meta"):
-            self._model = modeling.Qwen2_5_VLModel(config).eval()
+        try:
+            config = transformers.Qwen2_5_VLConfig.from_pretrained(str(checkpoint.folder), local_files_only=True)
+            with torch.device("meta"):
+                self._model = modeling.Qwen2_5_VLModel(config).eval()
+        except Exception as error:  # noqa: BLE001 - it raises whatever a value it did not expect leads to
+            raise CheckpointError(
+                f"transformers {transformers.__version__} cannot build a model from `config.json`: {error!r:.300}",
+                hint="Check that the folder is a Qwen2.5-VL checkpoint saved by transformers",
+            ) from None
         text, vision = self._model.language_model, self._model.visual
         # Tables that follow from the config have no tensors in the checkpoint.
         text.rotary_emb = modeling.Qwen2_5_VLRotaryEmbedding(config.text_config)
@@ -86,7 +93,7 @@ class Reference:
         """Logits (n, V) of hidden states (n, W)."""
         torch = self._torch
         states = torch.from_numpy(np.ascontiguousarray(hidden))
-        pieces = self._checkpoint.rows(self._checkpoint.head_name, max(1, PIECE_VALUES // hidden.shape[1]))
+        pieces = self._checkpoint.head_rows(max(1, PIECE_VALUES // hidden.shape[1]))
         return np.concatenate([(states @ torch.from_numpy(rows).T).numpy() for rows in pieces], axis=1)
 
     def _load_when_called(self, module: Any, prefix: str) -> None:

@@ -57,7 +57,7 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
             raise _broken(path, f"its header should be {header_bytes} bytes long, the file has {size} bytes")
         try:
             header = json.loads(file.read(header_bytes))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _broken(path, f"its header is not JSON ({error})") from None
     if not isinstance(header, dict):
         raise _broken(path, "its header is not a JSON object")
@@ -74,7 +74,7 @@ def _entry(path: Path, name: str, fields: object, start: int, size: int) -> Tens
     try:
         dtype, shape = fields["dtype"], tuple(int(n) for n in fields["shape"])  # type: ignore[index]
         begin, end = (int(n) for n in fields["data_offsets"])  # type: ignore[index]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise _broken(path, f"the entry of tensor `{name}` is malformed") from None
     if dtype not in STORAGE:
         raise CheckpointError(

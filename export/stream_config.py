@@ -12,11 +12,14 @@ from edge.contract import StreamDefaults
 from edge.errors import CheckpointError
 from edge.preprocess import PreprocessConfig
 from export.checkpoint import Checkpoint, parse_json, read_file
+from export.config import is_number
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 STREAM_FILE = "streamo.json"
 QWEN_MAX_PIXELS = 12_845_056
 """What an untouched Qwen2.5-VL folder says; Streamo trains with `edge.preprocess`'s own limits and keeps that file."""
+
+LARGEST_PIXELS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ def read_preprocess(checkpoint: Checkpoint) -> tuple[PreprocessConfig, list[str]
         _expect(found == value, PREPROCESSOR_FILE, key, f"{value} as in `config.json`", found)
     default = PreprocessConfig()
     size = values.get("size")
-    size = size if isinstance(size, dict) else {}
+    _expect(size is None or isinstance(size, dict), PREPROCESSOR_FILE, "size", "an object", size)
+    size = size or {}
     low = _first(values.get("min_pixels"), size.get("min_pixels"), size.get("shortest_edge"), default.min_pixels)
     high = _first(values.get("max_pixels"), size.get("max_pixels"), size.get("longest_edge"), default.max_pixels)
     notes = []
@@ -50,8 +54,8 @@ def read_preprocess(checkpoint: Checkpoint) -> tuple[PreprocessConfig, list[str]
         low, high = default.min_pixels, default.max_pixels
         notes.append(f"max_pixels {QWEN_MAX_PIXELS} is Qwen's untouched value; Streamo's {low} to {high} is used")
     for key, value in (("min_pixels", low), ("max_pixels", high)):
-        valid = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        _expect(valid, PREPROCESSOR_FILE, key, "a whole number above 0", value)
+        valid = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_PIXELS
+        _expect(valid, PREPROCESSOR_FILE, key, f"a whole number from 1 to {LARGEST_PIXELS}", value)
     factor = facts.patch_size * facts.merge_size
     _expect(max(low, factor**2) <= high, PREPROCESSOR_FILE, "max_pixels", f"at least {max(low, factor**2)}", high)
     config = PreprocessConfig(
@@ -88,7 +92,7 @@ def _first(*values: Any) -> Any:
 
 
 def _three(values: Any, key: str) -> tuple[float, float, float]:
-    valid = isinstance(values, (list, tuple)) and len(values) == 3 and all(isinstance(v, (int, float)) for v in values)
+    valid = isinstance(values, (list, tuple)) and len(values) == 3 and all(is_number(value) for value in values)
     _expect(valid, PREPROCESSOR_FILE, key, "three numbers", values)
     return float(values[0]), float(values[1]), float(values[2])
 

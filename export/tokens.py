@@ -5,6 +5,7 @@ Owns the look-up. Does not tokenise conversations (see `edge.tokenizer`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,21 +25,28 @@ def token_ids(tokenizer_json: bytes, protocol: Protocol, rows: int, *, spelled_s
         that was trained so; any text can be spelt, so without this a missing state would go unnoticed.
 
     Raises:
-      CheckpointError: no tokenizer, a token missing, or more ids than the embedding table has rows.
+      CheckpointError: no tokenizer, a token missing, more ids than the embedding table has rows, or states that
+        cannot be told apart.
     """
     document = parse_json(TOKENIZER_FILE, tokenizer_json)
     ids = _names(document)
     largest = max(ids.values(), default=-1)
+    smallest = min(ids.values(), default=0)
+    if smallest < 0:
+        raise CheckpointError(f"`{TOKENIZER_FILE}` has the id {smallest}, ids start at 0", hint="Copy the file again")
     if largest >= rows:
         raise CheckpointError(
             f"`{TOKENIZER_FILE}` has ids up to {largest}, the embedding table has {rows} rows",
             hint="Resize the embeddings after adding tokens, as training did, and save model and tokenizer together",
         )
     spelled = tokenizer_json if spelled_states else None
+    names = (protocol.silence, protocol.standby, protocol.response)
+    states = [_state(text, ids, spelled) for text in names]
+    _check_distinct(dict(zip(names, states, strict=True)))
     return TokenIds(
-        silence=_state(protocol.silence, ids, spelled),
-        standby=_state(protocol.standby, ids, spelled),
-        response=_state(protocol.response, ids, spelled),
+        silence=states[0],
+        standby=states[1],
+        response=states[2],
         image_pad=_required(IMAGE_PAD, ids),
         im_end=_required(IM_END, ids),
         end_of_text=_required(END_OF_TEXT, ids),
@@ -67,7 +75,7 @@ def _names(document: dict[str, Any]) -> dict[str, int]:
         ids = dict(document["model"]["vocab"])
         ids.update((token["content"], token["id"]) for token in document.get("added_tokens") or [])
         return {str(text): int(token_id) for text, token_id in ids.items()}
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise CheckpointError(
             f"`{TOKENIZER_FILE}` has no vocabulary of byte-level BPE", hint="Save the tokenizer with transformers"
         ) from None
@@ -91,3 +99,14 @@ def _state(text: str, ids: dict[str, int], tokenizer_json: bytes | None) -> tupl
         hint='Export a Streamo-trained checkpoint; if it spells its states in pieces, add `{"spelled_states": true}`'
         " as `streamo.json`",
     )
+
+
+def _check_distinct(states: dict[str, tuple[int, ...]]) -> None:
+    """No state's ids may begin another's: the decoder would have to guess."""
+    for one, two in itertools.permutations(states, 2):
+        if states[two][: len(states[one])] == states[one]:
+            raise CheckpointError(
+                f"`{TOKENIZER_FILE}` gives `{one}` the ids {list(states[one])} and `{two}` {list(states[two])}: "
+                "the states cannot be told apart",
+                hint="Give each state token an id of its own, as training did",
+            )

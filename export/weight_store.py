@@ -40,6 +40,15 @@ class StoredTensor:
         return StoredTensor(self.file, self.offset + first * row, (last - first) * row, self.dtype, shape)
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Columns `first` to `last` of the stored matrix `weight`.weight (K, N)."""
+
+    weight: str
+    first: int
+    last: int
+
+
 def stored_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes that a tensor takes on disk."""
     return (math.prod(shape) * BITS[dtype] + 7) // 8

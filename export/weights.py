@@ -14,7 +14,7 @@ from edge.errors import CheckpointError
 from export.checkpoint import EMBEDDING, HEAD, TEXT, VISUAL, Checkpoint
 from export.quantize import block_for, pack_int4, quantize_blocks
 from export.safetensors_file import read_raw, to_float32
-from export.weight_store import StoredTensor, WeightFile
+from export.weight_store import Columns, StoredTensor, WeightFile
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "int8", "int4": "int4"}
 PIECE_VALUES = 4 << 20
@@ -36,6 +36,7 @@ class WeightWriter:
     file: WeightFile
     block: int = 32
     stored: dict[str, StoredTensor] = field(default_factory=dict)
+    columns: dict[str, Columns] = field(default_factory=dict)  # where each tensor of a matrix went
     notes: list[str] = field(default_factory=list)
 
     def vector(self, name: str, *sources: str) -> None:
@@ -46,6 +47,11 @@ class WeightWriter:
     def matrix(self, name: str, sources: list[str], dtype: str) -> None:
         """A linear map's weight `name`.weight (K, N), from tensors (N_i, K) that are joined along N."""
         columns = _Columns(self.checkpoint, sources)
+        first = 0
+        for source in sources:
+            last = first + self.checkpoint.entries[source].shape[0]
+            self.columns[source] = Columns(name, first, last)
+            first = last
         block = block_for(columns.k, self.block) if dtype in ("int8", "int4") else None
         if dtype in ("int8", "int4") and (block is None or (dtype == "int4" and columns.n % 2)):
             self.notes.append(

@@ -12,8 +12,8 @@ import numpy as np
 from edge.errors import QuestionError
 from edge.events import Event
 from edge.frames import Frame
+from edge.opencv import load_opencv
 from edge.sources.base import Ending, SourceInfo
-from edge.sources.opencv import load_opencv
 from edge.turn import Turn, TurnState
 
 
@@ -141,7 +141,7 @@ class RecordingSink:
     def open(self) -> None:
         pass
 
-    def handle(self, event: Event, frame: Frame | None) -> None:
+    def handle(self, event: Event) -> None:
         self.events.append(event)
 
     def close(self) -> None:

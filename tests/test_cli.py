@@ -86,6 +86,10 @@ def copied(demo_bundle: Bundle, tmp_path: Path) -> Path:
         (["eval", "demo", "--bundle", "b", "--seeds", "9:3"], "9:3", "--help"),
         (["bench", "trun", "--bundle", "b"], "trun", "turn"),
         (["demo", "--seconds", "3"], "at least 24", "--help"),
+        (["run", "b", "--source", "s", "--window", "1" + "0" * 400], "(401 characters)", "--help"),
+        (["run", "b", "--source", "s", "--window", "9" * 5000], "(5000 characters)", "--help"),
+        (["run", "b", "--source", "s", "--fps", "1e-320"], "at least 0.001", "--help"),
+        (["eval", "demo", "--seeds", "0:999999999999"], "at most 1000000 seeds", "--help"),
     ],
 )
 def test_a_wrong_command_line_exits_with_2_and_says_what_was_meant(cli, words, found, hint):
@@ -139,7 +143,7 @@ def test_a_spoilt_file_of_a_bundle_is_named(cli, copied, name, spoil):
         (truncate, "not valid JSON"),
         (lambda path: path.write_text("[]"), "JSON object"),
         (lambda path: path.write_text('{"schema": "streamo.bundle/9"}'), "streamo.bundle/9"),
-        (lambda path: path.write_text('{"schema": "streamo.bundle/1"}'), "lacks the field"),
+        (lambda path: path.write_text('{"schema": "streamo.bundle/1"}'), "`manifest.json`"),
     ],
 )
 def test_a_spoilt_manifest_is_explained(cli, copied, spoil, found):
@@ -308,10 +312,29 @@ def test_an_output_that_cannot_be_written_is_told_before_the_stream_starts(cli, 
     assert str(tmp_path / name) in outcome.error
 
 
-def test_a_failed_start_leaves_no_empty_outputs(cli, tmp_path):
-    output = tmp_path / "events.jsonl"
-    assert cli("run", tmp_path / "nowhere", "--source", "synthetic:table", *ASK, "--output", output).code == 3
-    assert not output.exists() or output.stat().st_size == 0
+@pytest.mark.parametrize(
+    ("words", "code"), [((), 3), (("--fps", "2"), 2), (("--output", "missing/a.srt"), 1), (("--window", "x"), 2)]
+)
+def test_a_failed_start_leaves_no_empty_outputs(cli, tmp_path, words, code):
+    outputs = [word for name in ("a.jsonl", "a.vtt", "a.srt", "a.mp4") for word in ("--output", tmp_path / name)]
+    outcome = cli("run", tmp_path / "nowhere", "--source", "synthetic:table", *ASK, *outputs, *words)
+    assert outcome.code == code and outcome.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_never_replaces_the_recording_that_is_watched(cli, tmp_path):
+    video = write_video(tmp_path / "talk.mp4", [picture(i) for i in range(20)], 10)
+    before = video.read_bytes()
+    outcome = cli("run", tmp_path / "b", "--source", video, *ASK, "--output", tmp_path / "." / "talk.mp4")
+    assert outcome.code == 2 and "is the source" in outcome.error
+    assert video.read_bytes() == before
+
+
+def test_a_later_question_that_is_too_long_is_told_before_the_stream_starts(cli, demo_bundle, tmp_path):
+    later = ("--ask-at", "40", "why " * 5000, "--output", tmp_path / "a.jsonl")
+    outcome = cli("run", demo_bundle.path, "--source", "synthetic:table", *ASK, *later, *FAST)
+    assert outcome.code == 2 and "at 40 s" in outcome.error
+    assert list(tmp_path.iterdir()) == []
 
 
 # What works
@@ -331,13 +354,13 @@ def test_inspect_counts_tokens_as_the_session_does(demo_bundle):
     from apps.cli.inspect import describe
 
     session = edge.StreamSession(demo_bundle, threads=1)
-    tokens = describe(demo_bundle)["tokens"]
+    document = describe(demo_bundle)
     frame = np.zeros((336, 560, 3), np.uint8)
-    lengths = []
-    for t in range(100, 103):
-        session.push(frame, t)
-        lengths.append(session.kv_tokens)
-    assert np.diff(lengths).tolist() == [tokens["largest_turn"]] * 2
+    session.push(frame, 99_998)
+    before = session.kv_tokens
+    session.push(frame, 99_999)  # the longest time tag that the plan reckons with
+    assert session.kv_tokens - before == document["tokens"]["largest_turn"]
+    assert session.kv_capacity_tokens == document["window_tokens"]
 
 
 def test_a_run_writes_every_output_and_its_figures(cli, demo_bundle, tmp_path):
@@ -402,6 +425,34 @@ def test_a_reader_that_leaves_is_no_error(demo_bundle):
     process.stdout.close()
     process.wait(timeout=30)
     assert process.stderr.read() == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [("--help",), ("run", "--help"), ("inspect",), ("inspect", "--json")])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_standard_output_is_one_error(demo_bundle, words, unbuffered):
+    command = [*words, demo_bundle.path] if words[0] == "inspect" else words
+    process = [sys.executable, "-m", "apps.cli", *map(str, command)]
+    with open("/dev/full", "w") as full:
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(
+            process, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=environment
+        )
+    outcome = Outcome(done.returncode, "", done.stderr)
+    assert outcome.code == 1
+    assert "Standard output cannot be written: No space left" in outcome.error
+
+
+@pytest.mark.parametrize("words", [("demo",), ("eval", "demo"), ("bench", "turn")])
+def test_a_missing_package_is_named_with_what_brings_it(cli, monkeypatch, tmp_path, words):
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("export", "onnx")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    outcome = cli(*words)
+    assert outcome.code == 2
+    assert "needs the package `onnx`" in outcome.error and "pip install '.[demo]'" in outcome.err
 
 
 def test_an_unexpected_failure_names_its_log_and_shows_no_traceback(cli, monkeypatch, tmp_path):

@@ -21,6 +21,7 @@ from edge import contract
 from edge.errors import CheckpointError, OutputError, ParityError, UsageError
 from export import api, bundle_writer, graph_check, parity, reference
 from export.api import export_checkpoint, record_reference
+from export.bundle_writer import BundleWriter
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -128,6 +129,79 @@ def test_an_existing_bundle_is_replaced_only_on_request_and_other_folders_never(
     with pytest.raises(OutputError, match="is a file"):
         export_checkpoint(checkpoint, tmp_path / "home" / "letter.txt", overwrite=True)
     assert leftovers(tmp_path / "home") == ["letter.txt"]
+
+
+def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
+    """A web application has a `manifest.json` too."""
+    app = tmp_path / "app"
+    (app / "src").mkdir(parents=True)
+    (app / "src" / "thesis.txt").write_text("three years")
+    for content in ('{"name": "app"}', "[]", "no json", "[" * 10**5, '{"schema": "streamo.bundle/1"}', '{"schema": 3}'):
+        (app / contract.MANIFEST_FILE).write_text(content)
+        with pytest.raises(OutputError, match="exists and is not a bundle"):
+            BundleWriter(app, 0, overwrite=True)
+    assert (app / "src" / "thesis.txt").read_text() == "three years"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "folder of a file's name"])
+def test_a_bundle_that_holds_a_foreign_entry_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    manifest = {"schema": "streamo.bundle/0", "files": {"decoder.onnx": {}}}
+    (bundle / contract.MANIFEST_FILE).write_text(json.dumps(manifest))
+    BundleWriter(bundle, 0, overwrite=True)  # a file that is missing does not matter
+    name = "decoder.onnx" if kind == "folder of a file's name" else "mine"
+    if kind == "file":
+        (bundle / name).write_text("keep")
+    elif kind == "link":
+        (bundle / name).symlink_to(tmp_path)
+    else:
+        (bundle / name).mkdir()
+    with pytest.raises(OutputError, match=f"also holds `{name}`, which is not one of its 2 files"):
+        BundleWriter(bundle, 0, overwrite=True)
+    assert (bundle / name).exists()
+
+
+def test_what_is_put_there_during_an_export_is_kept(checkpoint: Path, tmp_path: Path) -> None:
+    def write(stage: str, done: int, total: int) -> None:
+        (tmp_path / "bundle").mkdir(exist_ok=True)
+        (tmp_path / "bundle" / "letter.txt").write_text("dear")
+
+    with pytest.raises(OutputError, match="is not a bundle"):
+        export_checkpoint(checkpoint, tmp_path / "bundle", progress=write, overwrite=True)
+    assert leftovers(tmp_path) == ["bundle"] and leftovers(tmp_path / "bundle") == ["letter.txt"]
+
+
+def test_a_link_to_a_bundle_stays_a_link(checkpoint: Path, tmp_path: Path) -> None:
+    export_checkpoint(checkpoint, tmp_path / "bundle")
+    (tmp_path / "latest").symlink_to("bundle")
+    export_checkpoint(checkpoint, tmp_path / "latest", weights="int8", overwrite=True)
+    assert leftovers(tmp_path) == ["bundle", "latest"] and (tmp_path / "latest").is_symlink()
+    assert json.loads((tmp_path / "bundle" / "manifest.json").read_text())["decoder"]["weights"] == "int8"
+
+
+def test_the_root_folder_cannot_become_a_bundle() -> None:
+    with pytest.raises(OutputError, match="`/` cannot become a bundle"):
+        BundleWriter(Path("/"), 0, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "nul\0byte", "x" * 300 + "/bundle"])
+def test_a_name_that_the_system_does_not_take_is_one_clear_error(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match=r"cannot be written: .*(too long|null)"):
+        export_checkpoint(checkpoint, tmp_path / name)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_folder_that_may_not_be_read_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / contract.MANIFEST_FILE).write_text('{"schema": "streamo.bundle/1", "files": {}}')
+    for method in ("exists", "iterdir", "open"):
+        with monkeypatch.context() as patch, pytest.raises(OutputError, match="cannot be written: Permission denied"):
+            patch.setattr(Path, method, refuse)  # tests may run as root, who may read everything
+            BundleWriter(tmp_path / "bundle", 0, overwrite=True)
 
 
 def test_a_full_disk_is_seen_before_anything_is_written(

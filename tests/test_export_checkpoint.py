@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from export import safetensors_file
 from export.api import export_checkpoint
 from export.checkpoint import EMBEDDING, HEAD, canonical_name, open_checkpoint
 from export.config import facts_from_config
+from export.probe import build_probe
 from export.stream_config import read_preprocess, read_stream_file
 from export.tokens import token_ids
 
@@ -271,6 +273,108 @@ def test_a_value_beyond_float16_asks_for_float32(folder: Path) -> None:
     assert "--weights fp32" in str(caught.value.hint)
 
 
+def test_a_header_nested_too_deep_is_one_clear_error(folder: Path) -> None:
+    header = b'{"a": ' + b"[" * 10**5 + b"]" * 10**5 + b"}"
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header)
+    assert "is not a whole safetensors file" in refusal(folder)
+
+
+def test_names_that_the_system_does_not_take_are_one_clear_error(folder: Path) -> None:
+    assert "cannot be read: File name too long" in refusal(folder / ("x" * 300))
+    index = {"weight_map": {EMBEDDING: "x" * 300}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "cannot be read: File name too long" in refusal(folder)
+
+
+# Damaged values ---------------------------------------------------------------------------------------------------
+
+ODD_NUMBERS = (0, 7, 0.5, -3, 10**400, float("inf"), float("nan"))
+ODD_VALUES = (*ODD_NUMBERS, None, True, "text", [], ["text"], [None], {}, {"a": 1})
+
+
+def places(document: Any) -> list[tuple[str | int, ...]]:
+    """Paths of all values in a JSON document, containers included."""
+    items = document.items() if isinstance(document, dict) else enumerate(document)
+    found: list[tuple[str | int, ...]] = []
+    for key, value in items:
+        found.append((key,))
+        if isinstance(value, (dict, list)):
+            found += [(key, *rest) for rest in places(value)]
+    return found
+
+
+def mutations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for path in places(document):
+        for odd in ODD_VALUES:
+            changed = json.loads(json.dumps(document))
+            parent = changed
+            for step in path[:-1]:
+                parent = parent[step]
+            parent[path[-1]] = odd
+            yield changed
+
+
+def flat(config: dict[str, Any]) -> dict[str, Any]:
+    """The config as older files have it."""
+    return {**config["text_config"], **{key: value for key, value in config.items() if key != "text_config"}}
+
+
+@pytest.mark.parametrize("layout", [dict, flat])
+def test_any_single_odd_value_in_the_config_is_taken_or_refused_clearly(folder: Path, layout: Any) -> None:
+    original = layout(json.loads((folder / "config.json").read_text()))
+    tokens = TokenIds((1,), (2,), (3,), 4, 5, 6)
+    tokenizer = (folder / "tokenizer.json").read_bytes()
+    taken = refused = 0
+    for config in mutations(original):
+        (folder / "config.json").write_text(json.dumps(config))
+        try:
+            preprocess, _ = read_preprocess(open_checkpoint(folder))
+            if taken % 50 == 0:  # most values that are taken change nothing here
+                build_probe(preprocess, tokens, tokenizer)
+            taken += 1
+        except CheckpointError:
+            refused += 1
+    assert refused > 200 and taken > 200
+
+
+def test_any_single_odd_value_in_the_preprocessor_is_taken_or_refused_clearly(folder: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    write_preprocessor(folder, size={"shortest_edge": 784, "longest_edge": 50176})
+    original = json.loads((folder / "preprocessor_config.json").read_text())
+    taken = refused = 0
+    for values in mutations(original):
+        (folder / "preprocessor_config.json").write_text(json.dumps(values))
+        try:
+            config, _ = read_preprocess(checkpoint)
+            assert np.isfinite([*config.image_mean, *config.image_std]).all()
+            taken += 1
+        except CheckpointError:
+            refused += 1
+    assert refused > 50 and taken > 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"rms_norm_eps": None}, "`rms_norm_eps`: expected a number above 0, found None"),
+        ({"rope_theta": "1e6"}, "`rope_theta`: expected a number above 0, found '1e6'"),
+        ({"rope_scaling": "mrope"}, "`rope_scaling`: expected an object, found 'mrope'"),
+        ({"num_hidden_layers": 10**9}, "`num_hidden_layers`: expected at most 1024"),
+    ],
+)
+def test_an_odd_value_is_named(folder: Path, changes: dict[str, Any], expected: str) -> None:
+    config = flat(json.loads((folder / "config.json").read_text()))
+    config.pop("rope_parameters", None)
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    assert expected in refusal(folder)
+
+
+def test_a_config_that_transformers_does_not_take_is_the_checkpoints_fault(folder: Path) -> None:
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    edit_json(folder, "config.json", text_config={**text, "max_position_embeddings": "many", "layer_types": ["odd"]})
+    assert "cannot build a model from `config.json`" in refusal(folder)
+
+
 # Tokenizer and small files ----------------------------------------------------------------------------------------
 
 
@@ -304,6 +408,33 @@ def test_missing_small_files_and_tokens_are_named(folder: Path) -> None:
     (folder / "tokenizer.json").write_bytes(tokenizer)
     (folder / "preprocessor_config.json").unlink()
     assert "`preprocessor_config.json`" in refusal(folder)
+
+
+@pytest.mark.parametrize("one", ["</Silence>", "</Standby>"])
+def test_states_that_share_an_id_are_refused(folder: Path, one: str) -> None:
+    document = json.loads((folder / "tokenizer.json").read_text())
+    for token in document["added_tokens"]:
+        if token["content"] in (one, "</Response>"):
+            token["id"] = token_id(one)
+    content = json.dumps(document).encode()
+    with pytest.raises(CheckpointError, match=rf"`{one}` the ids \[{token_id(one)}\] and `</Response>`"):
+        token_ids(content, STREAMO, 320)
+
+
+def test_spelled_states_that_share_their_ids_are_refused(folder: Path) -> None:
+    write_tokenizer(folder, SPECIAL_TOKENS[:8])
+    content = (folder / "tokenizer.json").read_bytes()
+    same = replace(STREAMO, standby="</Silence>", silence="</Silence>!")
+    with pytest.raises(CheckpointError, match="cannot be told apart"):
+        token_ids(content, same, 320, spelled_states=True)
+
+
+def test_a_negative_id_is_refused(folder: Path) -> None:
+    document = json.loads((folder / "tokenizer.json").read_text())
+    document["added_tokens"][-1]["id"] = -1
+    content = json.dumps(document).encode()
+    with pytest.raises(CheckpointError, match="has the id -1"):
+        token_ids(content, STREAMO, 320)
 
 
 def test_a_tokenizer_with_more_ids_than_embedding_rows_is_refused(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import hypothesis.extra.numpy as arrays
 import numpy as np
@@ -16,6 +17,8 @@ from onnx import TensorProto, helper
 from tiny_checkpoint import write_checkpoint
 
 from edge import contract
+from edge.errors import ParityError
+from export import api
 from export.api import export_checkpoint
 from export.quantize import LARGEST, block_for, pack_int4, quantize_blocks
 
@@ -90,6 +93,31 @@ def test_a_map_that_no_block_divides_stays_float16_and_is_noted(tmp_path: Path) 
     manifest = export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle", weights="int4")
     assert [note.split()[0] for note in manifest.source["notes"]] == ["layers.0.down", "layers.1.down"]
     assert manifest.parity["passed"]
+
+
+@pytest.mark.parametrize(("weights", "shape"), [("int8", {"tied": False}), ("int4", {"intermediate_size": 88})])
+def test_a_quantised_graph_computes_what_pytorch_computes_with_the_same_rounded_weights(
+    tmp_path: Path, weights: str, shape: dict[str, Any]
+) -> None:
+    write_checkpoint(tmp_path / "checkpoint", dtype="bfloat16", **shape)
+    parity = export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle", weights=weights).parity
+    assert parity["rounded_relative_error"] <= parity["thresholds"]["rounded_relative_error"] == 1e-4
+    assert parity["logits_relative_error"] > 100 * parity["rounded_relative_error"]  # what rounding itself does
+
+
+def test_a_wrong_graph_that_rounding_could_hide_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = api.write_decoder
+
+    def damaged(writer: Any, precision: str, embedding: Any, step: Any) -> None:
+        original(writer, precision, embedding, step)
+        one, two = "layers.0.input_norm", "layers.0.post_norm"
+        writer.stored[one], writer.stored[two] = writer.stored[two], writer.stored[one]
+
+    monkeypatch.setattr(api, "write_decoder", damaged)
+    write_checkpoint(tmp_path / "checkpoint")
+    with pytest.raises(ParityError, match=r"rounded_relative_error [\d.]+, at most 0.0001 expected") as caught:
+        export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle", weights="int4")
+    assert "logit_cosine_min" not in caught.value.message
 
 
 def test_a_smaller_block_where_the_wanted_one_does_not_divide_is_noted(tmp_path: Path) -> None:

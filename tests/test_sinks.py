@@ -63,7 +63,7 @@ def spoken(sink_options, *events) -> str:
     stream = io.StringIO()
     sink = TextSink(stream, **sink_options)
     for each in events:
-        sink.handle(each, None)
+        sink.handle(each)
     sink.close()
     return stream.getvalue()
 
@@ -105,14 +105,14 @@ def test_a_closed_reader_of_standard_output_is_one_clear_error():
     os.close(read_end)
     stream = os.fdopen(write_end, "w")
     with pytest.raises(OutputError, match="closed by the program that reads it"):
-        TextSink(stream).handle(reply(1, "Hello"), None)
+        TextSink(stream).handle(reply(1, "Hello"))
     os.dup2(os.open(os.devnull, os.O_WRONLY), write_end)
     stream.close()
 
 
 def test_a_terminal_that_knows_few_characters_still_gets_the_text():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    TextSink(stream).handle(reply(1, "caf\u00e9"), None)
+    TextSink(stream).handle(reply(1, "caf\u00e9"))
     assert stream.buffer.getvalue() == b"[00:00:01] caf\\xe9\n"
 
 
@@ -125,7 +125,7 @@ def test_events_are_lines_that_are_whole_at_any_moment(tmp_path):
     sink = JsonlSink(path)
     sink.open()
     for each in [*TALK, reply(4, NASTY + "\ud800")]:
-        sink.handle(each, None)
+        sink.handle(each)
         lines = path.read_text().splitlines()
         assert json.loads(lines[-1])["seq"] == each.seq
     sink.close()
@@ -135,7 +135,7 @@ def test_events_are_lines_that_are_whole_at_any_moment(tmp_path):
 
 def test_a_record_that_only_fits_in_part_is_taken_back(tmp_path, monkeypatch):
     sink = JsonlSink(tmp_path / "events.jsonl")
-    sink.handle(TALK[0], None)
+    sink.handle(TALK[0])
     before = (tmp_path / "events.jsonl").read_bytes()
     real, calls = os.pwrite, []
 
@@ -147,7 +147,7 @@ def test_a_record_that_only_fits_in_part_is_taken_back(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "pwrite", full_disk)
     with pytest.raises(OutputError, match="No space left"):
-        sink.handle(TALK[4], None)
+        sink.handle(TALK[4])
     monkeypatch.undo()
     assert (tmp_path / "events.jsonl").read_bytes() == before
 
@@ -171,10 +171,10 @@ def test_captions_are_valid_after_every_reply_and_never_overlap(tmp_path_factory
     path = tmp_path_factory.mktemp("captions") / f"talk.{suffix}"
     sink, t, expected = kind(path), 0, []
     sink.open()
-    sink.handle(LIVE, None)
+    sink.handle(LIVE)
     for step, text in turns:
         t += step
-        sink.handle(reply(t, text), None)
+        sink.handle(reply(t, text))
         if text.strip():
             expected.append((float(t), one_line(text)))
         read = cues(path)
@@ -193,7 +193,7 @@ def test_captions_are_valid_after_every_reply_and_never_overlap(tmp_path_factory
 def test_a_caption_stays_until_it_is_read_or_the_next_one_comes(tmp_path):
     sink = VttSink(tmp_path / "talk.vtt")
     for each in (LIVE, reply(3, "Yes."), reply(60, "x" * 300), reply(62, NASTY)):
-        sink.handle(each, None)
+        sink.handle(each)
     read = cues(tmp_path / "talk.vtt")
     assert [(start, round(end, 2)) for start, end, _ in read][:2] == [(3.0, 4.77), (60.0, 62.0)]
     assert "--&gt; 3 &lt;b&gt;&amp;" in read[2][2] and "\\x1b[31m" in read[2][2]
@@ -204,9 +204,9 @@ def test_captions_of_an_earlier_run_stay_until_the_stream_has_started(tmp_path):
     path.write_text("WEBVTT\n\nold")
     sink = VttSink(path)
     sink.open()
-    sink.handle(FACTORY.make(SESSION_CREATED), None)
+    sink.handle(FACTORY.make(SESSION_CREATED))
     assert path.read_text().endswith("old")
-    sink.handle(LIVE, None)
+    sink.handle(LIVE)
     assert path.read_text() == "WEBVTT\n\n"
 
 
@@ -215,11 +215,11 @@ import itertools, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from test_sinks import *
 sinks = open_sinks([{folder!r} + "/" + name for name in ("e.jsonl", "t.vtt", "t.srt")])
-for sink in sinks: sink.handle(LIVE, None)
+for sink in sinks: sink.handle(LIVE)
 print("ready", flush=True)
 for t in itertools.count(0, 2):
     said = reply(t, "reply number %d" % t)
-    for sink in sinks: sink.handle(said, None)
+    for sink in sinks: sink.handle(said)
 """
 
 
@@ -252,12 +252,12 @@ def test_a_captioned_video_shows_the_picture_at_its_time_and_the_words_below(tmp
         value = 40 if number < 15 else 220
         sink.handle_frame(Frame(picture(value), number / 10))
         if number == 10:
-            sink.handle(event(QUESTION_ASKED, 1, text="What is red?"), None)
-            sink.handle(event(TURN_STATE, 1, state="silence"), None)
+            sink.handle(event(QUESTION_ASKED, 1, text="What is red?"))
+            sink.handle(event(TURN_STATE, 1, state="silence"))
         if number == 20:
             for each in (event(RESPONSE_CREATED, 2), event(RESPONSE_DELTA, 2, text="All"), reply(2, "All of it.")):
-                sink.handle(each, None)
-    sink.handle(event(TURN_STATE, 3, state="standby"), None)
+                sink.handle(each)
+    sink.handle(event(TURN_STATE, 3, state="standby"))
     sink.close()
     video = cv2.VideoCapture(str(path))
     assert video.get(cv2.CAP_PROP_FPS) == VIDEO_FPS
@@ -354,11 +354,42 @@ def test_a_full_disk_is_one_clear_error(tmp_path, suffix):
     path.symlink_to("/dev/full")
     sink = open_sinks([str(path)])[0]
     with pytest.raises(OutputError) as caught:
-        sink.handle(LIVE, None)
-        sink.handle(reply(1, "Hello"), None)
+        sink.handle(LIVE)
+        sink.handle(reply(1, "Hello"))
         sink.handle_frame(Frame(picture(1), 0.0))
     assert str(path) in str(caught.value) and "space" in caught.value.hint
     sink.close()
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "vtt", "srt", "mp4"])
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"a.{suffix}")
+    with pytest.raises(OutputError, match="regular file, found a pipe"):
+        open_sinks([str(tmp_path / f"a.{suffix}")])
+
+
+def test_outputs_of_a_stream_that_never_starts_leave_what_was_there_and_nothing_new(tmp_path):
+    kept = tmp_path / "old.vtt"
+    kept.write_text("")
+    names = [str(tmp_path / f"a.{suffix}") for suffix in ("jsonl", "vtt", "srt", "mp4")]
+    for sink in open_sinks([*names, str(kept)]):
+        sink.open()
+        sink.close()
+        sink.close()
+    with pytest.raises(OutputError):
+        open_sinks([*names, str(tmp_path / "missing" / "a.srt")])
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+@pytest.mark.parametrize("link", ["same", "./same", "hard", "symbolic"])
+def test_an_output_never_replaces_the_source(tmp_path, link):
+    recording = tmp_path / "same.mp4"
+    recording.write_bytes(b"recording")
+    os.link(recording, tmp_path / "hard.mp4")
+    (tmp_path / "symbolic.mp4").symlink_to(recording)
+    with pytest.raises(UsageError, match="is the source"):
+        open_sinks([f"{tmp_path}/{link}.mp4"], source=str(recording))
+    assert recording.read_bytes() == b"recording"
 
 
 def test_a_disk_that_fills_up_ends_the_video_while_its_index_still_fits(tmp_path, monkeypatch):
@@ -377,6 +408,9 @@ def test_a_disk_that_fills_up_ends_the_video_while_its_index_still_fits(tmp_path
 def test_the_same_file_twice_is_refused_and_no_output_means_text(tmp_path):
     with pytest.raises(UsageError, match="given twice"):
         open_sinks([str(tmp_path / "a.vtt"), str(tmp_path / "a.vtt")])
+    with pytest.raises(UsageError, match="given twice"):
+        open_sinks([str(tmp_path / "a.vtt"), str(tmp_path / "." / "x" / ".." / "a.vtt")])
+    assert list(tmp_path.iterdir()) == []
     assert [type(sink) for sink in open_sinks([])] == [TextSink]
     names = [str(tmp_path / f"a.{suffix}") for suffix in ("jsonl", "vtt", "srt", "mp4")]
     assert [sink.name for sink in open_sinks(["-", *names])] == ["standard output", *names]

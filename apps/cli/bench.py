@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.cli import console
+from apps.cli.bundles import chosen_bundle
 from apps.cli.parsing import number
 
 DEMO_CHECKPOINT = Path(__file__).resolve().parent.parent / "demo" / "checkpoint"
@@ -14,7 +15,9 @@ DEMO_CHECKPOINT = Path(__file__).resolve().parent.parent / "demo" / "checkpoint"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("turn",), help="`turn`: one second of a stream after 10, 30 and 120 of them")
-    parser.add_argument("--bundle", required=True, metavar="BUNDLE", help="folder that `streamo-edge export` wrote")
+    parser.add_argument(
+        "--bundle", metavar="BUNDLE", help="folder that `streamo-edge export` wrote; default the shipped one"
+    )
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -23,7 +26,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the checkpoint that the bundle was made from, for the official loop; default the shipped one",
     )
     parser.add_argument("--repeats", type=number(int, at_least=1), default=5, metavar="N", help="default 5")
-    parser.add_argument("--threads", type=number(int, at_least=1), metavar="N", help="for both; default all cores")
+    parser.add_argument(
+        "--threads", type=number(int, at_least=1, at_most=1024), metavar="N", help="for both; default all cores"
+    )
     parser.add_argument("--seed", type=number(int, at_least=0), default=7, metavar="N", help="of the stream; default 7")
     parser.add_argument("--json", action="store_true", help="end with one JSON document")
 
@@ -33,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     with console.progress() as progress:
         result = measure(
-            Path(args.bundle),
+            chosen_bundle(args.bundle, progress),
             args.checkpoint,
             repeats=args.repeats,
             threads=args.threads,
@@ -78,9 +83,10 @@ def print_result(result: dict[str, Any], file: Any) -> None:
                 f"{resend_ms:.0f}",
                 f"{result['resend_min_ms'][turn]:.0f}",
                 f"{resend_ms / ours_ms:.0f}x",
+                f"{result['n_ours'][turn]:.0f} and {result['n_resend'][turn]:.0f}",
             )
         )
-    headings = ("turn", "ours ms", "least", "re-send ms", "least", "ratio")
+    headings = ("turn", "ours ms", "least", "re-send ms", "least", "ratio", "turns timed")
     console.table("one silent turn, medians", headings, rows, file)
     flatness = f"flatness {result['flatness']:.2f} (ours at 120 / ours at 10)"
     print(f"{flatness}, speedup {result['speedup']:.0f} (re-send at 120 / ours at 120)", file=file, flush=True)

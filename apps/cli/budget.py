@@ -1,6 +1,6 @@
 """What a stream will hold in memory, told before it starts and refused where the machine has less.
 
-Owns the estimate and its comparison with the memory that is free. Allocates nothing.
+Owns the comparison with the memory that is free, and its words. Allocates nothing; `edge.capacity` knows the sizes.
 """
 
 from __future__ import annotations
@@ -15,27 +15,26 @@ if TYPE_CHECKING:
     from edge.bundle import Bundle
 
 
-def check_budget(bundle: Bundle, window_turns: int | None) -> str:
+def check_budget(bundle: Bundle, window_turns: int | None, max_reply_tokens: int | None = None) -> str:
     """One line for people: what the window costs.
 
     Raises:
       MemoryBudgetError: more than is free; names both, and the largest window that fits.
     """
-    from apps.cli.inspect import turn_tokens
+    from edge.capacity import plan_for_bundle
 
-    manifest = bundle.manifest
-    window_turns = manifest.stream.window_turns if window_turns is None else window_turns
-    tokens = turn_tokens(bundle)
-    frame_bytes = manifest.max_visual_tokens * manifest.decoder_facts.hidden_size * 4
-    turn_bytes = tokens["largest_turn"] * manifest.kv_bytes_per_token + frame_bytes
-    weights_bytes = manifest.vision.weights_bytes + manifest.decoder.weights_bytes
-    needed, free = window_turns * turn_bytes + weights_bytes, available_bytes()
+    plan = plan_for_bundle(bundle, window_turns, max_reply_tokens)
+    weights_bytes = bundle.manifest.vision.weights_bytes + bundle.manifest.decoder.weights_bytes
+    needed, free = plan.total_bytes + weights_bytes, available_bytes()
     if free is not None and needed > free:
-        fits = max(0, (free - weights_bytes) // turn_bytes)
+        fixed_bytes = plan_for_bundle(bundle, 0, max_reply_tokens).total_bytes
+        turn_bytes = (plan.total_bytes - fixed_bytes) // plan.window_turns
+        fits = max(0, (free - weights_bytes - fixed_bytes) // turn_bytes)
         raise MemoryBudgetError(
-            f"A window of {window_turns} turns needs {bytes_text(needed)}: {bytes_text(turn_bytes)} a turn and "
-            f"{bytes_text(weights_bytes)} of weights; {bytes_text(free)} is free",
-            hint=f"Use `--window {fits}` or less" if fits else "Use a bundle with smaller weights",
+            f"A window of {plan.window_turns} turns needs {bytes_text(needed)}: {bytes_text(turn_bytes)} a turn and "
+            f"{bytes_text(weights_bytes + fixed_bytes)} for weights, questions and replies; {bytes_text(free)} is free",
+            hint=f"Use `--window {fits}` or less"
+            if fits
+            else "Use a smaller `--max-reply-tokens`, or a bundle with smaller weights",
         )
-    kv_bytes = window_turns * tokens["largest_turn"] * manifest.kv_bytes_per_token
-    return f"window {window_turns} turns, KV cache {bytes_text(kv_bytes)}"
+    return f"window {plan.window_turns} turns, KV cache {bytes_text(plan.kv_bytes)}"

@@ -9,15 +9,16 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 REDRAW_S = 0.1
 
 
 def say(text: str) -> None:
-    """A line for people, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for people, on stderr; where nobody can be told, nothing happens."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def show_error(message: str, hint: str | None) -> None:

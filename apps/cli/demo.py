@@ -9,20 +9,27 @@ import argparse
 from pathlib import Path
 
 from apps.cli import console
+from apps.cli.bundles import chosen_bundle
+from apps.cli.exits import INTERRUPTED
 from apps.cli.parsing import number
 
-INTERRUPTED = 130
 OUTPUTS = ("events.jsonl", "captions.vtt", "demo.mp4")
 STREAM_FPS = 10
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--seconds", type=number(int, at_least=24, unit="seconds"), default=60, metavar="N", help="default 60")
+    add(
+        "--seconds",
+        type=number(int, at_least=24, at_most=86_400, unit="seconds"),
+        default=60,
+        metavar="N",
+        help="default 60",
+    )
     add("--seed", type=number(int, at_least=0), default=7, metavar="N", help="which stream; default 7")
     add("--output-dir", type=Path, default=Path(), metavar="DIR", help="where the files go; default here")
     add("--pace", choices=("realtime", "fast"), default="realtime", help="default realtime")
-    add("--threads", type=number(int, at_least=1), metavar="N", help="threads of the backend")
+    add("--threads", type=number(int, at_least=1, at_most=1024), metavar="N", help="threads of the backend")
     add("--json", action="store_true", help="end with the run's figures as one JSON document")
 
 
@@ -30,14 +37,13 @@ def run(args: argparse.Namespace) -> int:
     from apps.cli.report import print_summary, summary_json
     from apps.cli.run import open_outputs, stopper
     from apps.cli.synthetic import SyntheticSource
-    from apps.demo.bundle import demo_bundle
     from apps.demo.world import make_demo_stream
     from edge import StreamSession, open_bundle
     from edge.runtime import Question, run_stream
 
     outputs = output_paths(args.output_dir)
     with console.progress() as progress:
-        bundle = open_bundle(demo_bundle(progress))
+        bundle = open_bundle(chosen_bundle(None, progress))
     stream = make_demo_stream(args.seed, args.seconds)
     session = StreamSession(bundle, threads=args.threads)
     console.say(

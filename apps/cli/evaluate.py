@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from apps.cli import console
+from apps.cli.bundles import chosen_bundle
 from apps.cli.parsing import number, seed_range
 
 if TYPE_CHECKING:
@@ -17,13 +18,15 @@ METRICS = ("response_f1", "state_accuracy", "answer_accuracy")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", choices=("demo",), help="which streams: `demo`, the demonstration's own world")
-    parser.add_argument("--bundle", required=True, metavar="BUNDLE", help="folder that `streamo-edge export` wrote")
+    parser.add_argument(
+        "--bundle", metavar="BUNDLE", help="folder that `streamo-edge export` wrote; default the shipped one"
+    )
     parser.add_argument(
         "--seeds", type=seed_range, default=range(50000, 50050), metavar="A:B", help="default 50000:50050 (B excluded)"
     )
     parser.add_argument("--control", action="store_true", help="show other pictures: a model that looks must fail")
     parser.add_argument("--window", type=number(int, at_least=1, unit="turns"), metavar="N", help="window in turns")
-    parser.add_argument("--threads", type=number(int, at_least=1, unit="threads"), metavar="N")
+    parser.add_argument("--threads", type=number(int, at_least=1, at_most=1024, unit="threads"), metavar="N")
     parser.add_argument("--json", action="store_true", help="end with one JSON document")
 
 
@@ -31,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
     from apps.demo.evaluate import evaluate
     from edge import StreamSession, open_bundle
 
-    session = StreamSession(open_bundle(args.bundle), window_turns=args.window, threads=args.threads)
+    with console.progress() as progress:
+        bundle = chosen_bundle(args.bundle, progress)
+    session = StreamSession(open_bundle(bundle), window_turns=args.window, threads=args.threads)
 
     def run_stream(stream: Stream) -> list[tuple[str, str]]:
         session.reset()
@@ -49,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     file = console.report_stream(args.json)
     print_result(result, file)
     if args.json:
-        settings = {"suite": args.suite, "bundle": args.bundle, "control": args.control, "seeds": _seeds(args.seeds)}
+        settings = {"suite": args.suite, "bundle": str(bundle), "control": args.control, "seeds": _seeds(args.seeds)}
         console.print_json({**result, **settings})
     return 0
 

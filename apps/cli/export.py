@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 
 from apps.cli import console
+from apps.cli.bundles import extra_packages
 from apps.cli.inspect import print_parity
-from edge.errors import UsageError
-
-_EXPORT_PACKAGES = {"torch", "transformers", "onnx", "safetensors"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    try:
+    with extra_packages("export", "Export"):
         from export.api import export_checkpoint
 
         with console.progress() as progress:
@@ -33,13 +31,6 @@ def run(args: argparse.Namespace) -> int:
                 progress=progress,
                 overwrite=args.force,
             )
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXPORT_PACKAGES:
-            raise
-        raise UsageError(
-            f"Export needs the package `{error.name}`, which is not installed",
-            hint="In the checkout: pip install '.[export]'",
-        ) from None
     file = console.report_stream(args.json)
     print_parity(manifest.parity, file)
     total_bytes = sum(facts.bytes for facts in manifest.files.values())

@@ -36,9 +36,10 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     """Facts and budget of a bundle as JSON values."""
     import dataclasses
 
+    from edge.capacity import plan_for_bundle
+
     manifest = bundle.manifest
-    tokens = turn_tokens(bundle)
-    window_tokens = tokens["system"] + manifest.stream.window_turns * tokens["largest_turn"]
+    plan = plan_for_bundle(bundle)
     return {
         "bundle": str(bundle.path),
         "schema": manifest.schema,
@@ -51,31 +52,20 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "files": {name: facts.bytes for name, facts in manifest.files.items()},
         "total_bytes": sum(facts.bytes for facts in manifest.files.values()),
         "max_visual_tokens": manifest.max_visual_tokens,
-        "tokens": tokens,
+        "tokens": {
+            "system": plan.system_tokens,
+            "turn_text": plan.turn_text_tokens,
+            "largest_turn": plan.turn_tokens,
+            "questions": plan.question_tokens,
+            "replies": plan.reply_tokens,
+        },
         "window_turns": manifest.stream.window_turns,
-        "window_tokens": window_tokens,
+        "window_tokens": plan.capacity_tokens,
         "kv_dtypes": list(manifest.kv_dtypes),
         "kv_bytes_per_token": manifest.kv_bytes_per_token,
-        "kv_window_bytes": window_tokens * manifest.kv_bytes_per_token,
+        "kv_window_bytes": plan.kv_bytes,
+        "window_bytes": plan.total_bytes,
         "parity": manifest.parity,
-    }
-
-
-def turn_tokens(bundle: Bundle) -> dict[str, int]:
-    """Tokens of the system prompt, and of one silent turn with a frame of the largest size."""
-    from edge.contract import TOKENIZER_FILE
-    from edge.prompt import IM_END
-    from edge.tokenizer import Tokenizer
-
-    manifest = bundle.manifest
-    tokenizer = Tokenizer(bundle.file(TOKENIZER_FILE))
-    before, after = manifest.protocol.turn_text(100)
-    text = len(tokenizer.encode(before)) + len(tokenizer.encode(after)) + len(tokenizer.encode(f"{IM_END}\n"))
-    text += len(manifest.tokens.silence)
-    return {
-        "system": len(tokenizer.encode(manifest.protocol.system_text())),
-        "turn_text": text,
-        "largest_turn": text + manifest.max_visual_tokens,
     }
 
 
@@ -97,7 +87,8 @@ def _print(document: dict[str, Any]) -> None:
           for name, kind in document["weights"].items()),
         ("largest turn", f"{tokens['largest_turn']} tokens: {document['max_visual_tokens']} visual, "
                          f"{tokens['turn_text']} text"),
-        ("window", f"{document['window_turns']} turns, at most {document['window_tokens']} tokens"),
+        ("window", f"{document['window_turns']} turns; room for {document['window_tokens']} tokens, of them "
+                   f"{tokens['questions']} for questions and {tokens['replies']} for replies"),
         ("KV cache", f"{size(document['kv_bytes_per_token'])} a token ({_kinds(document['kv_dtypes'])}), "
                      f"{size(document['kv_window_bytes'])} for the window"),
     ]  # fmt: skip

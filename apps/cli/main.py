@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 from apps.cli.console import say, show_error
+from apps.cli.exits import BROKEN_PIPE, INTERRUPTED
 from apps.cli.parsing import Parser, closest
-from edge.errors import EdgeError, UsageError
-
-INTERRUPTED = 130
-BROKEN_PIPE = 141
+from apps.cli.stdout import watched_stdout
+from edge.errors import EdgeError, MemoryBudgetError, UsageError
 
 COMMANDS = {
     "demo": ("apps.cli.demo", "watch a trained model follow a live synthetic stream; needs nothing"),
@@ -35,28 +33,36 @@ exit codes: 0 ok, 1 runtime error, 2 usage, 3 bundle or checkpoint incompatible,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _run(arguments)
-    except EdgeError as error:
-        _flush()
-        show_error(error.message, error.hint)
-        return error.exit_code
-    except KeyboardInterrupt:
-        _flush()
+    code = 0
+    failure: BaseException | None = None
+    with watched_stdout() as stdout:
+        try:
+            code = _run(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit as request:  # argparse after --help and --version
+            code = request.code if isinstance(request.code, int) else 0
+        except BaseException as error:  # noqa: BLE001  the one boundary: no traceback may reach a user
+            failure = error
+        problem = stdout.finish() if stdout is not None else None  # before anything is said on stderr
+    if problem is not None and (isinstance(failure, OSError) or (failure is None and code == 0)):
+        failure = problem
+    return code if failure is None else _exit_code_of(failure)
+
+
+def _exit_code_of(failure: BaseException) -> int:
+    """Tell people what went wrong, where that is news to them."""
+    if isinstance(failure, EdgeError):
+        show_error(failure.message, failure.hint)
+        return failure.exit_code
+    if isinstance(failure, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
-        return _leave_pipe()
-    except MemoryError as error:
-        show_error(f"Out of memory: {error or 'no more can be allocated'}", "Use a smaller `--window`")
-        return 5
-    except SystemExit as request:  # argparse after --help and --version
-        return request.code if isinstance(request.code, int) else 0
-    except Exception as error:  # noqa: BLE001  the one boundary: no traceback may reach a user
-        _flush()
-        path = _log_traceback()
-        show_error(f"internal: {type(error).__name__}: {error}", f"Please report this, with the log: {path}")
-        return 1
+    if isinstance(failure, BrokenPipeError):  # the reader has seen enough
+        return BROKEN_PIPE
+    if isinstance(failure, MemoryError):
+        show_error(f"Out of memory: {failure or 'no more can be allocated'}", "Use a smaller `--window`")
+        return MemoryBudgetError.exit_code
+    path = _log_traceback(failure)
+    show_error(f"internal: {type(failure).__name__}: {failure}", f"Please report this, with the log: {path}")
+    return 1
 
 
 def _run(arguments: list[str]) -> int:
@@ -76,9 +82,7 @@ def _run(arguments: list[str]) -> int:
     command = importlib.import_module(module)
     parser = Parser(prog=f"streamo-edge {name}", description=f"{summary[:1].upper()}{summary[1:]}.")
     command.configure(parser)
-    code = command.run(parser.parse_args(arguments[place + 1 :]))
-    sys.stdout.flush()
-    return code
+    return command.run(parser.parse_args(arguments[place + 1 :]))
 
 
 def _top_level_parser() -> Parser:
@@ -100,23 +104,7 @@ def _version() -> str:
     return __version__
 
 
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except (BrokenPipeError, ValueError):
-        _leave_pipe()
-
-
-def _leave_pipe() -> int:
-    """The reader of stdout has gone: keep the interpreter from complaining about it at exit."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):
-        pass
-    return BROKEN_PIPE
-
-
-def _log_traceback() -> str:
+def _log_traceback(failure: BaseException) -> str:
     import tempfile
     import traceback
 
@@ -124,7 +112,7 @@ def _log_traceback() -> str:
         with tempfile.NamedTemporaryFile(
             "w", prefix="streamo-edge-", suffix=".log", delete=False, encoding="utf-8"
         ) as file:
-            traceback.print_exc(file=file)
+            traceback.print_exception(type(failure), failure, failure.__traceback__, file=file)
             return file.name
     except OSError as error:
         say(f"The log could not be written: {error}")

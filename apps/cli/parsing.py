@@ -14,6 +14,11 @@ from typing import NoReturn
 
 from edge.errors import UsageError
 
+MOST = 2**63 - 1
+"""No number of an option is larger, so that no later arithmetic has to fear it."""
+MOST_SEEDS = 1_000_000
+LEAST_FPS = 0.001
+
 
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that raises `UsageError` with a hint."""
@@ -42,7 +47,13 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
-def number(kind: type, at_least: float | None = None, above: float | None = None, unit: str = "") -> Callable:
+def number(
+    kind: type,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float = MOST,
+    unit: str = "",
+) -> Callable:
     """A converter for argparse: a finite `kind` within bounds; `unit` is named in the message."""
 
     def convert(text: str) -> float:
@@ -51,24 +62,36 @@ def number(kind: type, at_least: float | None = None, above: float | None = None
         except ValueError:
             value = math.nan
         named = f"a {'whole number' if kind is int else 'number'}{f' of {unit}' if unit else ''}"
-        if not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"expected {named}, found {text!r}")
+        found = text if len(text) <= 40 else f"{text[:40]}... ({len(text)} characters)"
+        if value != value or abs(value) == math.inf:
+            raise argparse.ArgumentTypeError(f"expected {named}, found {found!r}")
         if at_least is not None and value < at_least:
-            raise argparse.ArgumentTypeError(f"expected {named} of at least {at_least}, found {text}")
+            raise argparse.ArgumentTypeError(f"expected {named} of at least {at_least}, found {found}")
         if above is not None and value <= above:
-            raise argparse.ArgumentTypeError(f"expected {named} above {above}, found {text}")
+            raise argparse.ArgumentTypeError(f"expected {named} above {above}, found {found}")
+        if value > at_most:
+            raise argparse.ArgumentTypeError(f"expected {named} of at most {at_most}, found {found}")
         return value
 
     return convert
 
 
+def turn_rate(text: str) -> float:
+    """Turns a second, for argparse; what the protocol cannot do is told by the check that the runtime makes."""
+    from edge.pacing import check_turn_rate
+
+    return check_turn_rate(number(float, at_least=LEAST_FPS)(text))
+
+
 def seed_range(text: str) -> range:
     """`50000:50050` (the end is not included) or one seed, for argparse."""
-    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    match = re.fullmatch(r"(\d{1,18})(?::(\d{1,18}))?", text)
     if not match:
         raise argparse.ArgumentTypeError(f"expected a range of seeds like 50000:50050, found {text!r}")
     start = int(match[1])
     seeds = range(start, int(match[2]) if match[2] else start + 1)
     if not seeds:
         raise argparse.ArgumentTypeError(f"expected a range whose end is above its start, found {text}")
+    if len(seeds) > MOST_SEEDS:
+        raise argparse.ArgumentTypeError(f"expected at most {MOST_SEEDS} seeds, found {len(seeds)}: {text}")
     return seeds

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from apps.cli import console
-from apps.cli.parsing import number
-from edge.errors import EdgeError, QuestionError, UsageError
+from apps.cli.exits import INTERRUPTED
+from apps.cli.parsing import number, turn_rate
+from edge.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from edge.session import StreamSession
     from edge.sinks import Sink
     from edge.turn import Turn
-
-INTERRUPTED = 130
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,13 +32,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--ask", action="append", default=[], metavar="TEXT", help="a question from the start; may be repeated")
     add("--ask-at", action="append", default=[], nargs=2, metavar=("SECOND", "TEXT"), help="a question asked later")
     add("--output", action="append", default=[], metavar="F", help="a file ending in .jsonl, .vtt, .srt or .mp4")
-    add("--fps", type=number(float, above=0), default=1.0, metavar="N", help="turns a second, at most 1; default 1")
+    add("--fps", type=turn_rate, default=1.0, metavar="N", help="turns a second, at most 1; default 1")
     add("--pace", choices=("realtime", "fast"), default="realtime", help="default realtime")
     add("--seconds", type=number(float, above=0, unit="seconds"), metavar="N", help="stop after N seconds of stream")
     add("--policy", choices=("rebuild", "slide"), default="rebuild", help="what a full window does; default rebuild")
     add("--window", type=number(int, at_least=1, unit="turns"), metavar="N", help="turns kept; default the bundle's")
     add("--backend", choices=("cpu", "cuda", "tensorrt"), default="cpu", help="default cpu")
-    add("--threads", type=number(int, at_least=1), metavar="N", help="threads of the backend")
+    add("--threads", type=number(int, at_least=1, at_most=1024), metavar="N", help="threads of the backend")
     add("--max-reply-tokens", type=number(int, at_least=1), metavar="N", help="longer replies are cut")
     add("--temperature", type=number(float, at_least=0), default=0.0, metavar="T", help="0, the default, is greedy")
     add("--top-k", type=number(int, at_least=0), default=0, metavar="N", help="sample among the N likeliest tokens")
@@ -59,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
     questions = parse_questions(args.ask, args.ask_at)
     clock = SystemClock()
     source = open_source(args.source, clock=clock, synthetic=synthetic_source)
-    sinks = open_outputs(args.output, as_json=args.json)
+    sinks = open_outputs(args.output, as_json=args.json, source=args.source)
     try:
         session = make_session(args)
-    except EdgeError:
+    except BaseException:
         for sink in sinks:
             sink.close()
         raise
@@ -104,22 +103,24 @@ def parse_questions(asked: Sequence[str], asked_at: Sequence[Sequence[str]]) -> 
         except argparse.ArgumentTypeError as error:
             raise UsageError(f"Option --ask-at: {error}", hint='For example `--ask-at 12 "What is it?"`') from None
         questions.append(Question(at_s, text))
-    for question in questions:
-        if not question.text.strip():
-            raise QuestionError(f"The question at {question.at_s:g} s is empty", hint='Use `--ask "What happens?"`')
     if not questions:
         raise UsageError("There is no question, so the model would never speak", hint='Add `--ask "What happens?"`')
     return questions
 
 
-def open_outputs(outputs: Sequence[str], *, as_json: bool) -> list[Sink]:
-    """The files that were asked for, and always the text: on stdout, or with JSON on stderr."""
+def open_outputs(outputs: Sequence[str], *, as_json: bool, source: str = "") -> list[Sink]:
+    """The files that were asked for, and always the text: on stdout, or with JSON on stderr.
+
+    Raises:
+      UsageError: an output is spelt wrongly, given twice, or the file that `source` names.
+      OutputError: one cannot be written.
+    """
     from edge.sinks import open_sinks
     from edge.sinks.text import TextSink
 
     files = [name for name in outputs if name != "-"]
     text: Sink = TextSink(console.report_stream(as_json))
-    return [text, *(open_sinks(files) if files else [])]
+    return [text, *(open_sinks(files, source=source) if files else [])]
 
 
 def make_session(args: argparse.Namespace) -> StreamSession:
@@ -129,7 +130,7 @@ def make_session(args: argparse.Namespace) -> StreamSession:
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.sampling_seed)
     bundle = open_bundle(args.bundle)
-    console.say(check_budget(bundle, args.window))
+    console.say(check_budget(bundle, args.window, args.max_reply_tokens))
     return StreamSession(
         bundle,
         backend=args.backend,

@@ -5,6 +5,7 @@ Owns the adapter between a generated stream and `edge.sources`. Same seed, same 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from apps.cli.parsing import closest
@@ -45,6 +46,12 @@ class SyntheticSource:
             return None
         self._index += 1
         return Frame(self._stream.render(media_time_s), media_time_s)
+
+    def skip_to(self, media_time_s: float) -> int:
+        """See `Source`."""
+        skipped = max(0, math.floor(media_time_s * self._fps + 1e-6) - self._index)
+        self._index += skipped
+        return skipped
 
     def close(self) -> None:
         """See `Source.close`."""

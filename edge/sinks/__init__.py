@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,28 +15,49 @@ __all__ = ["Sink", "open_sinks"]
 _KINDS = ".jsonl (events), .vtt or .srt (captions), .mp4 (captioned video), `-` (text)"
 
 
-def open_sinks(outputs: Sequence[str]) -> list[Sink]:
+def open_sinks(outputs: Sequence[str], *, source: str = "") -> list[Sink]:
     """The sinks that `outputs` name, checked to be writable; none means text on standard output.
 
+    Args:
+      outputs: file names, `-` for text.
+      source: what the stream is read from; no output may replace it.
+
     Raises:
-      UsageError: a suffix that names no kind of output, or the same file twice.
+      UsageError: a suffix that names no kind of output, the same file twice, or the source itself.
       OutputError: a file that cannot be written.
     """
-    paths = [Path(text).expanduser() for text in outputs if text != "-"]
-    repeated = {str(path) for path in paths if paths.count(path) > 1}
-    if repeated:
-        raise UsageError(f"Output `{min(repeated)}` is given twice", hint="Give each output its own file")
+    seen: set[object] = set()
+    recording = _identity(source) if source else None
+    for text in outputs:
+        identity = _identity(text) if text != "-" else None
+        if identity is None:
+            continue
+        if identity == recording:
+            raise UsageError(f"Output `{text}` is the source, which it would replace", hint="Give it another name")
+        if identity in seen:
+            raise UsageError(f"Output `{text}` is given twice", hint="Give each output its own file")
+        seen.add(identity)
     sinks = [_make(text) for text in dict.fromkeys(outputs)] or [_make("-")]
-    opened: list[Sink] = []
     try:
         for sink in sinks:
             sink.open()
-            opened.append(sink)
     except OutputError:
-        for sink in opened:
+        for sink in sinks:
             sink.close()
         raise
     return sinks
+
+
+def _identity(text: str) -> object:
+    """Equal for two names of one file, whatever links and dots are in them; None for what can be no file."""
+    path = Path(text).expanduser()
+    try:
+        facts = os.stat(path)
+    except FileNotFoundError:
+        return path.resolve()
+    except (OSError, ValueError):
+        return None
+    return facts.st_dev, facts.st_ino
 
 
 def _make(text: str) -> Sink:

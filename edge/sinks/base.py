@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Protocol
 
 from edge.events import Event
-from edge.frames import Frame
 
 
 class Sink(Protocol):
@@ -25,8 +24,8 @@ class Sink(Protocol):
         """
         ...
 
-    def handle(self, event: Event, frame: Frame | None) -> None:
-        """Write what this sink makes of `event`; `frame` is the picture of a turn's event.
+    def handle(self, event: Event) -> None:
+        """Write what this sink makes of `event`.
 
         Raises:
           OutputError: it could not be written; what was written before stays readable.

@@ -11,8 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge.events import RESPONSE_COMPLETED, SOURCE_STATE, Event
-from edge.frames import Frame
-from edge.sinks.files import GrowingFile, check_writable
+from edge.sinks.files import FilePlace, GrowingFile
 from edge.sinks.plain import one_line
 
 MIN_CUE_S = 1.5
@@ -33,7 +32,7 @@ class CaptionSink:
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
-        self._path = path
+        self._place = FilePlace(path)
         self._file = GrowingFile(path)
         self._started = False
         self._cues = 0
@@ -43,9 +42,9 @@ class CaptionSink:
     def open(self) -> None:
         """See `Sink.open`."""
         if not self._started:
-            check_writable(self._path)
+            self._place.claim()
 
-    def handle(self, event: Event, frame: Frame | None) -> None:
+    def handle(self, event: Event) -> None:
         """See `Sink.handle`. A caption file of an earlier run is replaced once the source gives its first picture."""
         if event.type == SOURCE_STATE and event.fields.get("state") == "live" and not self._started:
             self._started = True
@@ -56,8 +55,10 @@ class CaptionSink:
             self._add(one_line(event.fields["text"]), event.fields["media_time"]["start_s"])
 
     def close(self) -> None:
-        """See `Sink.close`."""
+        """See `Sink.close`. A stream without replies leaves a file without cues, one that never started leaves none."""
         self._file.close()
+        if not self._started:
+            self._place.give_back()
 
     def cue(self, number: int, times: str, text: str) -> tuple[str, str]:
         """One cue, as what comes up to and with its times, and what follows."""

@@ -1,12 +1,14 @@
-"""A text file that is readable at any moment, even after the process was killed between two writes.
+"""Output files: their place, claimed before there is anything to write, and text that is readable at any moment.
 
-Owns the writes and the messages of what went wrong with them. Does not know what the lines mean.
+Owns the writes and the messages of what went wrong with them. Does not know what the lines mean. What was written is
+readable even after the process was killed between two writes.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 from edge.errors import OutputError
@@ -30,18 +32,44 @@ def output_error(path: Path, error: OSError) -> OutputError:
     return OutputError(f"Output `{path}` cannot be written: {error.strerror or error}", hint=hint)
 
 
-def check_writable(path: Path) -> bool:
-    """Try to open `path` for writing, leaving its content alone; True when this made the file.
+class FilePlace:
+    """The place of one output file: claimed before the stream starts, given back if nothing comes of it."""
 
-    Raises:
-      OutputError: it cannot be written.
-    """
-    existed = path.exists()
-    try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
-    except OSError as error:
-        raise output_error(path, error) from error
-    return not existed
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._made = False
+
+    def claim(self) -> None:
+        """Make sure that the file can be written, leaving its content alone; a second call does no harm.
+
+        Raises:
+          OutputError: it cannot, or is a pipe or socket, which would wait for a reader.
+        """
+        existed = self._path.exists()
+        if existed and not _takes_writes_at_once(self._path.stat().st_mode):
+            raise OutputError(
+                f"Output `{self._path}` should be a regular file, found a pipe or another special file",
+                hint="Write a file, and follow it with `tail -f`",
+            )
+        try:
+            os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
+        except OSError as error:
+            raise output_error(self._path, error) from error
+        self._made = self._made or not existed
+
+    def give_back(self) -> None:
+        """Remove the file if claiming made it and it is still empty."""
+        try:
+            if self._made and self._path.is_file() and self._path.stat().st_size == 0:
+                self._path.unlink()
+        except OSError:
+            return  # its folder is no longer ours to change
+        self._made = False
+
+
+def _takes_writes_at_once(mode: int) -> bool:
+    # Folders are left to `open`, which says so; devices like /dev/null never wait.
+    return stat.S_ISREG(mode) or stat.S_ISCHR(mode) or stat.S_ISDIR(mode)
 
 
 class GrowingFile:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge.events import Event
-from edge.frames import Frame
-from edge.sinks.files import GrowingFile, check_writable
+from edge.sinks.files import FilePlace, GrowingFile
 
 
 class JsonlSink:
@@ -14,14 +13,14 @@ class JsonlSink:
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
-        self._path = path
+        self._place = FilePlace(path)
         self._file = GrowingFile(path)
 
     def open(self) -> None:
         """See `Sink.open`."""
-        check_writable(self._path)
+        self._place.claim()
 
-    def handle(self, event: Event, frame: Frame | None) -> None:
+    def handle(self, event: Event) -> None:
         """See `Sink.handle`."""
         line = event.to_line().encode("utf-8", "backslashreplace") + b"\n"
         if not self._file.is_open:
@@ -32,3 +31,4 @@ class JsonlSink:
     def close(self) -> None:
         """See `Sink.close`."""
         self._file.close()
+        self._place.give_back()

@@ -11,7 +11,6 @@ from typing import TextIO
 
 from edge.errors import OutputError
 from edge.events import QUESTION_ASKED, RESPONSE_COMPLETED, RESPONSE_CREATED, RESPONSE_DELTA, Event
-from edge.frames import Frame
 from edge.sinks.plain import one_line, one_line_piece, stream_time
 
 _DIM, _BOLD_BLUE, _PLAIN = "\x1b[2m", "\x1b[1;34m", "\x1b[0m"
@@ -40,7 +39,7 @@ class TextSink:
     def open(self) -> None:
         """See `Sink.open`."""
 
-    def handle(self, event: Event, frame: Frame | None) -> None:
+    def handle(self, event: Event) -> None:
         """See `Sink.handle`."""
         if event.type == QUESTION_ASKED:
             self._write(f"{self._head(event)}{self._paint(_BOLD_BLUE, '? ' + one_line(event.fields['text']))}\n")

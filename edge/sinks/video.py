@@ -16,10 +16,10 @@ import numpy as np
 from edge.errors import OutputError, SourceError
 from edge.events import QUESTION_ASKED, RESPONSE_COMPLETED, RESPONSE_CREATED, RESPONSE_DELTA, TURN_STATE, Event
 from edge.frames import Frame
+from edge.opencv import load_opencv
 from edge.sinks.caption_bar import BACKGROUND, STRIP_S, BarContent, CaptionBar
 from edge.sinks.captions import reading_time_s
-from edge.sinks.files import check_writable
-from edge.sources.opencv import load_opencv
+from edge.sinks.files import FilePlace
 
 VIDEO_FPS = 10
 _MAX_FILL_S = 60  # a longer gap between two pictures is cut out
@@ -34,7 +34,7 @@ class VideoSink:
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self._path = path
-        self._made_file = False
+        self._place = FilePlace(path)
         self._cv2: Any = None
         self._writer: Any = None
         self._bar: CaptionBar | None = None
@@ -46,14 +46,14 @@ class VideoSink:
     def open(self) -> None:
         """See `Sink.open`."""
         if self._cv2 is None:
-            self._made_file = check_writable(self._path)
+            self._place.claim()
             try:
                 self._cv2 = load_opencv()
             except SourceError as error:
                 raise OutputError(f"Output `{self._path}`: {error.message}", hint=error.hint) from error
             self._check_space()
 
-    def handle(self, event: Event, frame: Frame | None) -> None:
+    def handle(self, event: Event) -> None:
         """See `Sink.handle`."""
         self._captions.note(event)
         if "media_time" in event.fields:
@@ -76,9 +76,7 @@ class VideoSink:
         if writer is not None:
             self._write_until(writer, self._end_s)
             writer.release()
-        elif self._made_file and self._path.is_file() and self._path.stat().st_size == 0:
-            self._path.unlink()
-            self._made_file = False
+        self._place.give_back()
 
     def _start(self, frame: Frame) -> None:
         height, width = frame.pixels.shape[:2]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 from edge.clock import Clock
 from edge.errors import SourceError, UsageError
-from edge.sources.address import SourceUrl, mask_secrets
+from edge.masking import mask_secrets
+from edge.sources.address import SourceUrl
 from edge.sources.base import Ending, Source, SourceInfo
 
 __all__ = ["Ending", "Source", "SourceInfo", "SourceUrl", "SyntheticFactory", "mask_secrets", "open_source"]
@@ -51,7 +53,8 @@ def open_source(
     prefix, colon, argument = text.partition(":")
     if colon and prefix in _PREFIXES:
         return _from_prefix(prefix, argument, clock, synthetic)
-    if text.startswith("/dev/"):
+    mode = _mode(text)
+    if stat.S_ISCHR(mode) or (mode == 0 and text.startswith("/dev/video")):
         return _from_device(text, clock)
     return _from_path(text, images_fps)
 
@@ -119,6 +122,9 @@ def _from_path(text: str, images_fps: float) -> Source:
         from edge.sources.images import ImageFolderSource
 
         return ImageFolderSource(path, fps=images_fps)
+    if exists and not path.is_file():
+        message = f"Source `{mask_secrets(text)}` is neither a file nor a camera, but a pipe or another special file"
+        raise UsageError(message, hint=f"Give {_KINDS}")
     if exists:
         from edge.sources.file import VideoFileSource
 
@@ -134,6 +140,14 @@ def _from_path(text: str, images_fps: float) -> Source:
     near = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f"Did you mean `{path.parent / near[0]}`?" if near else f"Give {_KINDS}"
     raise SourceError(f"Video `{mask_secrets(text)}` does not exist", hint=hint)
+
+
+def _mode(text: str) -> int:
+    """What kind of file `text` names, as in `stat`; 0 where there is none."""
+    try:
+        return os.stat(Path(text).expanduser()).st_mode
+    except (OSError, ValueError):
+        return 0
 
 
 def _index(prefix: str, argument: str) -> int:

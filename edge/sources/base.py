@@ -24,8 +24,10 @@ class SourceInfo:
 class Source(Protocol):
     """One stream of pictures.
 
-    A source may also have `dropped_frames: int` (arrived and never read) and `ending: Ending | None` (how the stream
-    ended, known once `read` has returned None).
+    A source may also have `dropped_frames: int` (arrived and never read), `ending: Ending | None` (how the stream
+    ended, known once `read` has returned None) and, where it is recorded, `skip_to(media_time_s) -> int`: go on with
+    the newest picture that is not after that time, as far as that is cheaper than reading the ones before; returns how
+    many it left out.
     """
 
     name: str

@@ -6,6 +6,7 @@ mailbox instead and gives up in time; a thread that hangs is left behind as a da
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 from edge.clock import Clock
 from edge.errors import SourceError
 from edge.frames import Frame, LatestFrame
-from edge.sources.address import SourceUrl, mask_secrets
+from edge.masking import mask_secrets
+from edge.opencv import has_ffmpeg, has_gstreamer, load_opencv, reported_fps, rgb_from_opencv
+from edge.sources.address import SourceUrl
 from edge.sources.base import Ending, SourceInfo
-from edge.sources.opencv import has_ffmpeg, has_gstreamer, load_opencv, reported_fps, rgb_from_opencv
 
 OPEN_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 5.0
@@ -161,9 +163,12 @@ class _Reader:
             self.problem, self.hint = error.message, error.hint
         except self._cv2.error as error:
             self.problem = f"failed inside OpenCV ({mask_secrets(str(error)).strip()})"
+        except Exception as error:  # noqa: BLE001 - a thread would print its traceback; `open` and `read` tell this
+            self.problem = f"failed ({type(error).__name__}: {mask_secrets(str(error)).strip()})"
         finally:
             if capture is not None:
-                capture.release()
+                with contextlib.suppress(Exception):  # it is over either way
+                    capture.release()
             self.mailbox.close()
 
     def _read_all(self, capture: Any) -> None:

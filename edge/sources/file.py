@@ -9,11 +9,12 @@ import numpy as np
 
 from edge.errors import SourceError
 from edge.frames import Frame
+from edge.opencv import load_opencv, reported_fps, rgb_from_opencv
 from edge.sources.base import Ending, SourceInfo
-from edge.sources.opencv import load_opencv, reported_fps, rgb_from_opencv
 
 _ASSUMED_FPS = 25.0
 _FAILURES_AT_END = 100
+_READ_BEFORE_S = 1.0  # pictures read before the one skipped to, since it is only known once it is there
 
 
 class MediaTimeline:
@@ -23,7 +24,7 @@ class MediaTimeline:
     """
 
     def __init__(self, fps: float | None) -> None:
-        self._frame_s = 1.0 / (fps or _ASSUMED_FPS)
+        self.frame_s = 1.0 / (fps or _ASSUMED_FPS)
         self._origin_ms: float | None = None
         self._last_s = 0.0
 
@@ -36,7 +37,7 @@ class MediaTimeline:
             self._origin_ms = position_ms
             return 0.0
         time_s = (position_ms - self._origin_ms) / 1e3
-        self._last_s = time_s if time_s > self._last_s else self._last_s + self._frame_s
+        self._last_s = time_s if time_s > self._last_s else self._last_s + self.frame_s
         return self._last_s
 
 
@@ -57,6 +58,7 @@ class VideoFileSource:
         self._capture: Any = None
         self._first: Frame | None = None
         self._frames_read = 0
+        self._newest_s = 0.0
         self._frames_announced: int | None = None
 
     def open(self) -> SourceInfo:
@@ -96,6 +98,20 @@ class VideoFileSource:
             self.ending = Ending(self._frames_read, self._frames_announced)
         return frame
 
+    def skip_to(self, media_time_s: float) -> int:
+        """See `Source`. Saves what comes after decoding; videos cannot be left out undecoded, so a slow one stays late.
+
+        Seeking would save more, but lands where it likes in files whose index is missing or wrong.
+        """
+        if self._capture is None or self._first is not None:
+            return 0
+        until_s = media_time_s - max(_READ_BEFORE_S, 2 * self._timeline.frame_s)
+        skipped = 0
+        while self._newest_s < until_s and self._grab():
+            self._note_time()
+            skipped += 1
+        return skipped
+
     def close(self) -> None:
         """See `Source.close`."""
         if self._capture is not None:
@@ -108,9 +124,19 @@ class VideoFileSource:
         image = self._decode()
         if image is None:
             return None
+        self._note_time()
+        return Frame(rgb_from_opencv(self._cv2, image), self._newest_s)
+
+    def _note_time(self) -> None:
         self._frames_read += 1
-        time_s = self._timeline.media_time_s(self._capture.get(self._cv2.CAP_PROP_POS_MSEC))
-        return Frame(rgb_from_opencv(self._cv2, image), time_s)
+        self._newest_s = self._timeline.media_time_s(self._capture.get(self._cv2.CAP_PROP_POS_MSEC))
+
+    def _grab(self) -> bool:
+        """Decode the next picture without taking it."""
+        try:
+            return bool(self._capture.grab())
+        except self._cv2.error as error:
+            raise SourceError(f"Video `{self._path}` broke off after {self._frames_read} frames: {error}") from error
 
     def _decode(self) -> np.ndarray | None:
         """The next picture as OpenCV gives it. A damaged one fails as the end does, but only the end fails again."""

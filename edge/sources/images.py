@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -57,6 +58,13 @@ class ImageFolderSource:
         frame = Frame(_load(self._paths[self._index]), self._index / self._fps)
         self._index += 1
         return frame
+
+    def skip_to(self, media_time_s: float) -> int:
+        """See `Source`."""
+        newest = min(len(self._paths) - 1, math.floor(media_time_s * self._fps + 1e-6))
+        skipped = max(0, newest - self._index)
+        self._index += skipped
+        return skipped
 
     def close(self) -> None:
         """See `Source.close`."""

@@ -1,4 +1,4 @@
-"""The way to OpenCV: imported late, kept quiet, its errors mapped. Does not know files from cameras."""
+"""The way to OpenCV: imported late, kept quiet, its errors mapped. Does not know who reads and who writes."""
 
 from __future__ import annotations
 

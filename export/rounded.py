@@ -1,0 +1,109 @@
+"""A checkpoint whose values are those that a bundle stores, after rounding to fewer bits.
+
+Owns the way back from stored weights to the checkpoint's tensors. With it the parity check tells what rounding does to
+the model from what a graph does wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from export.checkpoint import EMBEDDING, Checkpoint
+from export.weight_store import StoredTensor
+from export.weights import WeightWriter
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Columns `first` to `last` of a stored matrix (K, N), with its block scales if it is quantised."""
+
+    weight: StoredTensor
+    scale: StoredTensor | None
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class RoundedCheckpoint(Checkpoint):
+    """An opened checkpoint that reads its values from the weight files of a bundle in `bundle`.
+
+    Args:
+      matrices: a tensor's stored matrix (K, N), its block scales or None, and its columns in both; a tensor that is
+        not named is a vector and stored exactly.
+      embedding: the token embeddings, (V, W).
+      head: the head where it is no matrix but rows, (V, W).
+    """
+
+    bundle: Path = Path()
+    matrices: Mapping[str, Matrix] = field(default_factory=dict)
+    embedding: StoredTensor | None = None
+    head: StoredTensor | None = None
+
+    @classmethod
+    def of(
+        cls, checkpoint: Checkpoint, bundle: Path, writers: Iterable[WeightWriter], embedding: StoredTensor
+    ) -> RoundedCheckpoint:
+        """`checkpoint` with the values that `writers` wrote."""
+        own = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
+        matrices, head = {}, None
+        for writer in writers:
+            stored = writer.stored
+            head = stored.get("head.weight", head)
+            for name, place in writer.columns.items():
+                weight, scale = stored[f"{place.weight}.weight"], stored.get(f"{place.weight}.scale")
+                matrices[name] = Matrix(weight, scale, place.first, place.last)
+        return cls(**own, bundle=bundle, matrices=matrices, embedding=embedding, head=head)
+
+    def read(self, name: str) -> np.ndarray:
+        """A whole tensor as float32."""
+        matrix = self.matrices.get(name)
+        if matrix is None:
+            return super().read(name)
+        return self._columns(matrix, matrix.first, matrix.last).reshape(self.entries[name].shape)
+
+    def token_rows(self, first: int, last: int) -> np.ndarray:
+        """Embeddings of the tokens `first` to `last`, (last - first, W) float32."""
+        return self._rows(self.embedding, first, last)
+
+    def head_rows(self, rows_at_a_time: int) -> Iterator[np.ndarray]:
+        """The head's rows as float32, `rows_at_a_time` at a time."""
+        count = self.entries[EMBEDDING].shape[0]
+        matrix = self.matrices.get(self.head_name)
+        for first in range(0, count, rows_at_a_time):
+            last = min(first + rows_at_a_time, count)
+            yield self._rows(self.head, first, last) if matrix is None else self._columns(matrix, first, last)
+
+    def _rows(self, stored: StoredTensor | None, first: int, last: int) -> np.ndarray:
+        if stored is None:
+            raise ValueError("a bundle has an embedding table and a head")
+        return np.asarray(self._values(stored)[first:last], np.float32)
+
+    def _columns(self, matrix: Matrix, first: int, last: int) -> np.ndarray:
+        """Columns of a stored matrix (K, N) as rows (last - first, K) float32."""
+        codes = matrix.weight
+        if codes.dtype == "int4":
+            packed = self._values(codes)[:, first // 2 : (last + 1) // 2]
+            values = np.empty((packed.shape[0], 2 * packed.shape[1]), np.float32)
+            values[:, 0::2] = (packed << 4).view(np.int8) >> 4  # shifting back fills with the sign
+            values[:, 1::2] = packed.view(np.int8) >> 4
+            values = values[:, first % 2 : first % 2 + last - first]
+        else:
+            values = np.asarray(self._values(codes)[:, first:last], np.float32)
+        if matrix.scale is not None:
+            scales = self._values(matrix.scale)[:, first:last]
+            blocks = values.reshape(len(scales), -1, last - first)
+            values = (blocks * scales[:, None]).reshape(values.shape)
+        return np.ascontiguousarray(values.T)
+
+    def _values(self, stored: StoredTensor) -> np.ndarray:
+        """The stored numbers, mapped; int4 as bytes of two, half as wide."""
+        shape = stored.shape
+        dtype = np.dtype(stored.dtype if stored.dtype != "int4" else "uint8")
+        if stored.dtype == "int4":
+            shape = (shape[0], shape[1] // 2)
+        return np.memmap(self.bundle / stored.file, dtype, "r", stored.offset, shape)
