@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from apps.demo.conversation import IGNORED, encode
-from apps.demo.samples import FIRST_TRAINING_SEED, draw_crowd, draw_sample
+from apps.demo.samples import FIRST_TRAINING_SEED, WHOLE_MIX, Mix, draw_crowd, draw_sample
 from edge.prompt import END_OF_TEXT
 
 PAD_MULTIPLE = 64
@@ -25,6 +25,7 @@ class Plan:
     turns: int
     crowds: int = 0
     plain: bool = False
+    mix: Mix = WHOLE_MIX
 
 
 def stream_batch(seed: int, plan: Plan) -> dict[str, np.ndarray]:
@@ -34,7 +35,7 @@ def stream_batch(seed: int, plan: Plan) -> dict[str, np.ndarray]:
       frames (B, T, 84, 140, 3), cells (B, T, 15, 5), events, asked (B, T, 6), places (B, T, 12), uint8; ids, target,
       tags (B, S), positions (3, B, S), decide (B, T), all int32.
     """
-    samples = [draw_sample(seed + i, plan.turns, plain=plan.plain) for i in range(plan.streams)]
+    samples = [draw_sample(seed + i, plan.turns, plain=plan.plain, mix=plan.mix) for i in range(plan.streams)]
     longest = max(len(sample.talk.ids) for sample in samples)
     length = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
     ids = np.full((plan.streams, length), encode(END_OF_TEXT)[0], np.int32)

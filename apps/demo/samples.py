@@ -24,7 +24,26 @@ CELL_ROWS, CELL_COLUMNS = 3, 5
 NO_KIND = len(KINDS)
 ABSENT, VISIBLE, COVERED, UNKNOWN = 0, 1, 2, 255
 _SIDES = {TOP: 1, BOTTOM: 2, LEFT: 3, RIGHT: 4}
-_TASK_WEIGHTS = (0.15, 0.13, 0.13, 0.30, 0.29)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Which streams training sees.
+
+    Attributes:
+      task_weights: chance of each of `phrases.TASKS`.
+      crowded_grounding: share of grounding streams in which one question soon follows another; in the others one
+        question stays in force while much happens that it does not ask for.
+      each_grounding: share of grounding streams that ask for the time of every event.
+    """
+
+    task_weights: tuple[float, ...] = (0.15, 0.13, 0.13, 0.30, 0.29)
+    crowded_grounding: float = 1.0
+    each_grounding: float = 0.35
+
+
+WHOLE_MIX = Mix()
+POLISH_MIX = Mix((0.08, 0.08, 0.08, 0.52, 0.24), crowded_grounding=0.25, each_grounding=0.08)
 
 
 @dataclass
@@ -129,7 +148,9 @@ def question_labels(script: Script, asked: dict[int, Question], turns: range) ->
     return labels
 
 
-def draw_sample(seed: int, turns: int, task: str | None = None, plain: bool = False) -> Sample:
+def draw_sample(
+    seed: int, turns: int, task: str | None = None, plain: bool = False, mix: Mix = WHOLE_MIX
+) -> Sample:
     """The training stream of a seed.
 
     Args:
@@ -137,22 +158,23 @@ def draw_sample(seed: int, turns: int, task: str | None = None, plain: bool = Fa
       turns: how many turns it has.
       task: one of `phrases.TASKS`, else by chance.
       plain: no window, time offset, or spoilt history.
+      mix: what is drawn how often.
     """
     rng = np.random.Generator(np.random.PCG64([seed, 11]))
-    task = task or str(rng.choice(TASKS, p=_TASK_WEIGHTS))
+    task = task or str(rng.choice(TASKS, p=mix.task_weights))
     cut = 0 if plain or rng.random() >= 0.18 else int(rng.integers(3, 20))
     offset_s = 0 if plain or rng.random() >= 0.35 else int(10 ** rng.uniform(0.5, 4.3))
     flavour, about = draw_flavour(rng, task)
     if task == TSQA and about != COUNT and rng.random() < 0.35:
         flavour, about = Flavour(move_weight=0.4), COUNT
     script = write_script(rng, turns + cut, flavour)
-    crowded = task == GROUNDING or rng.random() < 0.3
+    crowded = rng.random() < (mix.crowded_grounding if task == GROUNDING else 0.3)
     asked = draw_questions(
         rng, script, task, flavour.target, about,
         more=0.8 if crowded else 0.2, most=5 if crowded else 2,
         next_tasks=(GROUNDING,) * 4 + TASKS if task == GROUNDING else TASKS,
     )  # fmt: skip
-    if task == GROUNDING and rng.random() < 0.35:
+    if task == GROUNDING and rng.random() < mix.each_grounding:
         asked = {0: Question(GROUNDING, GROUNDING_EACH_QUESTION, each=True)}
     truth = label_turns(script, asked, offset_s)
     texts = {turn: question.text for turn, question in asked.items()}

@@ -23,6 +23,7 @@ from apps.demo.metrics import Scores
 from apps.demo.model import FastModel, parameters_of
 from apps.demo.optimizer import Optimizer
 from apps.demo.rollout import run_streams
+from apps.demo.samples import POLISH_MIX, WHOLE_MIX
 from apps.demo.team import Team
 from apps.demo.world import make_stream
 from edge.prompt import IM_END, IMAGE_PAD
@@ -37,7 +38,7 @@ CLOCK = ("draw_s", "forward_s", "backward_s", "wait_s", "update_s")
 class Settings:
     """One phase of training."""
 
-    phase: str  # "vision" or "joint"
+    phase: str  # "vision", "joint" or "polish"
     steps: int
     muon_rate: float
     adam_rate: float
@@ -70,10 +71,11 @@ def plan_of(settings: Settings, step: int) -> Plan:
     """What one worker does in a step."""
     if settings.phase == "vision":
         return Plan(streams=2, turns=12, crowds=32, plain=True)
-    share = step / settings.steps
+    polish = settings.phase == "polish"
+    share = 0.6 if polish else step / settings.steps
     lengths = [choices for start, choices in _LENGTHS if share >= start][-1]
     streams, turns = lengths[np.random.Generator(np.random.PCG64([settings.seed, step])).integers(len(lengths))]
-    return Plan(streams=streams, turns=turns, plain=share < 0.08)
+    return Plan(streams=streams, turns=turns, plain=share < 0.08, mix=POLISH_MIX if polish else WHOLE_MIX)
 
 
 def vision_losses(model: FastModel, heads: AuxiliaryHeads, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -131,7 +133,7 @@ def worker(rank: int, settings: Settings, parameters, heads, team: Team, out: Pa
     started_s, window = time.monotonic(), []
     for step in range(settings.first_step, settings.steps):
         clock = [time.monotonic()]
-        frozen = settings.phase == "joint" and step < settings.thaw_from * settings.steps
+        frozen = settings.phase != "vision" and step < settings.thaw_from * settings.steps
         arrays = make_batch(_batch_index(settings, step, rank), plan_of(settings, step))
         batch = {name: torch.from_numpy(value) for name, value in arrays.items()}
         clock.append(time.monotonic())
@@ -145,7 +147,7 @@ def worker(rank: int, settings: Settings, parameters, heads, team: Team, out: Pa
         norm = team.average(rank, named, clip=1.0)
         clock.append(time.monotonic())
         rate = settings.rate(step)
-        thaw = settings.thaw_factor if settings.phase == "joint" else 1.0
+        thaw = settings.thaw_factor if settings.phase != "vision" else 1.0
         optimizer.step(settings.muon_rate * rate, settings.adam_rate * rate, thaw)
         for parameter in named.values():
             parameter.grad = None
@@ -163,7 +165,7 @@ def worker(rank: int, settings: Settings, parameters, heads, team: Team, out: Pa
 
 
 def _batch_index(settings: Settings, step: int, rank: int) -> int:
-    base = 0 if settings.phase == "vision" else 1_000_000
+    base = {"vision": 0, "joint": 1_000_000, "polish": 2_000_000}[settings.phase]
     return base + settings.seed * 10_000_000 + step * settings.workers + rank
 
 
@@ -181,7 +183,7 @@ def _save_and_evaluate(
         state = {"step": done, "model": dict(parameters), "heads": heads.state_dict()}
         torch.save(state, out / f"{settings.phase}.new")
         (out / f"{settings.phase}.new").rename(out / f"{settings.phase}.pt")
-    if rank == 0 and settings.phase == "joint" and (last or done % settings.evaluate_every == 0):
+    if rank == 0 and settings.phase != "vision" and (last or done % settings.evaluate_every == 0):
         report = evaluate_parameters(parameters, range(50_000, 50_020))
         minutes = (time.monotonic() - started_s) / 60
         _log(out, {"phase": "evaluation", "step": done, "minutes": round(minutes, 2), **report})
@@ -243,14 +245,16 @@ def run_phase(settings: Settings, parameters, heads, out: Path) -> None:
 
 VISION = Settings("vision", steps=1120, muon_rate=0.02, adam_rate=2e-3, warmup_steps=20, decay_from=0.5)
 JOINT = Settings("joint", steps=3700, muon_rate=0.008, adam_rate=1.5e-3, warmup_steps=60)
+POLISH = Settings("polish", steps=500, muon_rate=0.003, adam_rate=5e-4, decay_from=0.0, thaw_from=0.0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demonstration model.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the curve and the states")
-    parser.add_argument("--phase", choices=("vision", "joint", "all"), default="all")
+    parser.add_argument("--phase", choices=("vision", "joint", "polish", "all"), default="all")
     parser.add_argument("--vision-steps", type=int, default=VISION.steps)
     parser.add_argument("--joint-steps", type=int, default=JOINT.steps)
+    parser.add_argument("--polish-steps", type=int, default=POLISH.steps)
     parser.add_argument("--resume", action="store_true", help="go on from the joint phase's last saved state")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -260,12 +264,17 @@ def main() -> None:
     parameters, heads = initial_parameters(arguments.seed)
     if arguments.phase in ("vision", "all"):
         run_phase(replace(VISION, steps=arguments.vision_steps, **common), parameters, heads, arguments.out)
-    else:
+    elif arguments.phase == "joint":
         load_state(arguments.out / "vision.pt", parameters, heads)
     if arguments.phase in ("joint", "all"):
         settings = replace(JOINT, steps=arguments.joint_steps, **common)
         if arguments.resume:
             settings = replace(settings, first_step=load_state(arguments.out / "joint.pt", parameters, heads))
+        run_phase(settings, parameters, heads, arguments.out)
+    elif arguments.phase == "polish":
+        load_state(arguments.out / "joint.pt", parameters, heads)
+    if arguments.phase in ("polish", "all"):
+        settings = replace(POLISH, steps=arguments.polish_steps, **common)
         run_phase(settings, parameters, heads, arguments.out)
 
 
