@@ -30,6 +30,8 @@ MAX_MANIFEST_BYTES = 4 << 20
 CHECKSUM = "checksum"
 
 OPSET = 21
+MATMUL_ACCURACY_LEVEL = "4"
+"""ONNX Runtime's `session.qdq_matmulnbits_accuracy_level`: products of quantised weights take 8-bit activations."""
 CUSTOM_DOMAIN = "streamo"
 STREAM_ATTENTION = "StreamAttention"
 """streamo::StreamAttention(qkv, qkv_bias, rope_cos, rope_sin, key_cache, value_cache, cache_length)
@@ -88,11 +90,6 @@ class DecoderFacts:
     rope_theta: float
     mrope_section: tuple[int, ...]
     tied_embeddings: bool
-
-    @property
-    def kv_values_per_token(self) -> int:
-        """Numbers that one token adds to the KV cache, over all layers."""
-        return 2 * self.layers * self.num_kv_heads * self.head_dim
 
 
 @dataclass(frozen=True)

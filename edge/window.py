@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge.decoder import Segment
+from edge.decoder import FrameTokens, Segment
 from edge.history import History, KeptTurn
 from edge.kv_cache import CacheMark, KVCache
 from edge.prompt import IM_END, Protocol
@@ -52,7 +52,7 @@ class Conversation:
 
 def tokens_of(segments: list[Segment]) -> int:
     """Cache rows that the segments take."""
-    return sum(len(s.embeds) if hasattr(s, "embeds") else len(s) for s in segments)
+    return sum(len(s.embeds) if isinstance(s, FrameTokens) else len(s) for s in segments)
 
 
 class RebuildWindow:
@@ -103,24 +103,31 @@ class RebuildWindow:
           system prompt. No segments at all: the window is full and nobody has asked anything, so there is nothing to
           compute until somebody does.
         """
-        segments: list[Segment] = [pending_ids, *self._conversation.turn_segments(newest)]
-        used = self._kv_cache.length
-        if self._stale:
-            segments, used = self._whole_window(newest), self._after_system.length
         evicted = 0
-        while len(self._history) > 1 and (
-            len(self._history) > self._window_turns
-            or used + tokens_of(segments) + self._reserve_tokens > self._kv_cache.capacity_tokens
-        ):
-            self._history.evict_oldest()
+        while len(self._history) > self._window_turns:
+            self._evict_oldest(questions)
             evicted += 1
-            first = self._history.oldest
-            first.question = "\n".join(question.text for question in questions if question.t <= first.t)
+        if evicted or self._stale:
+            segments, used = self._whole_window(newest), self._after_system.length
+        else:
+            segments, used = [pending_ids, *self._conversation.turn_segments(newest)], self._kv_cache.length
+        while (
+            len(self._history) > 1
+            and used + tokens_of(segments) + self._reserve_tokens > self._kv_cache.capacity_tokens
+        ):
+            self._evict_oldest(questions)
+            evicted += 1
             segments, used = self._whole_window(newest), self._after_system.length
         if evicted or self._stale:
             self._kv_cache.truncate(self._after_system)
             self._stale = not questions
         return ([] if self._stale else segments), evicted
+
+    def _evict_oldest(self, questions: list[OpenQuestion]) -> None:
+        """Drop a turn; the questions asked up to the new first turn are attached to that."""
+        self._history.evict_oldest()
+        first = self._history.oldest
+        first.question = "\n".join(question.text for question in questions if question.t <= first.t)
 
     def _whole_window(self, newest: KeptTurn) -> list[Segment]:
         segments: list[Segment] = []

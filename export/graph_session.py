@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from edge.contract import MATMUL_ACCURACY_LEVEL
 from edge.errors import BackendError
 from export.memory import release_freed_memory
 
-AS_RUNTIME = "4"
+AS_RUNTIME = MATMUL_ACCURACY_LEVEL
 """Inner products of quantised weights in int8, as the runtime computes them: activations are rounded, too."""
 EXACT = "1"
 """Inner products in float32: only the weights are rounded."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
 from apps.demo.vocabulary import build_tokenizer, save_tokenizer, write_json
@@ -131,13 +131,3 @@ def save_checkpoint(state: dict[str, torch.Tensor], folder: Path = CHECKPOINT) -
         os.replace(folder, old)
     os.replace(fresh, folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def load_weights(model: Qwen2_5_VLForConditionalGeneration, folder: Path = CHECKPOINT) -> None:
-    """Load a saved folder's weights into a model of ours, in the model's dtype."""
-    stored = load_file(folder / "model.safetensors")
-    names = {hub_name(name): name for name in model.state_dict()}
-    state = {names[hub]: tensor for hub, tensor in stored.items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if unexpected or any(name != "lm_head.weight" for name in missing):
-        raise ValueError(f"{folder} does not fit the model: missing {missing}, unexpected {unexpected}")

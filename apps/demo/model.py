@@ -18,7 +18,6 @@ from edge.preprocess import CLIP_MEAN, CLIP_STD
 GRID = (6, 10)  # patches of a 140 x 84 frame
 MERGED = (3, 5)
 VISUAL_TOKENS = MERGED[0] * MERGED[1]
-FRAME_HEIGHT, FRAME_WIDTH = 84, 140
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 _LAYERS, _HEADS, _KV_HEADS = TEXT["num_hidden_layers"], TEXT["num_attention_heads"], TEXT["num_key_value_heads"]
 _HEAD_DIM = TEXT["hidden_size"] // _HEADS

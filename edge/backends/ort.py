@@ -16,10 +16,6 @@ from edge.bundle import Bundle
 from edge.errors import BackendError, MemoryBudgetError
 from edge.memory import available_bytes
 
-_QDQ_ACCURACY_LEVEL = (
-    "4"  # int8 activations inside 4-bit and 8-bit matrix products: MatMulNBits has no VNNI path without
-)
-
 _FIRST_WITH_INT8_BLOCKS = (1, 24)  # 1.23 does not fuse 8-bit blocked weights into MatMulNBits
 
 
@@ -99,7 +95,7 @@ def _load(path: Path, weights: str, threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # turns differ in length; patterns would be kept for every one
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _QDQ_ACCURACY_LEVEL)
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", contract.MATMUL_ACCURACY_LEVEL)
     if weights == "int8" and _version(onnxruntime.__version__) < _FIRST_WITH_INT8_BLOCKS:
         # Else 8-bit blocks would be dequantised again on every run; so they become float32 once, at load.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
