@@ -1,0 +1,440 @@
+// The inner kernels of attention, written once over a small set of vector operations `V`.
+//
+// Everything sits in an anonymous namespace: each instruction set's file compiles its own copy with its own flags, and
+// none of it can be linked into another's. A `V` offers
+//   F, I            float and int32 vectors of `width` lanes (at most 16)
+//   rows, columns   the register tile: rows * columns accumulators, `columns` operands and one broadcast must fit
+//   narrow_width    lanes of the vectors that load_narrow and its like handle; divides 8
+//   weight_levels   the largest 8-bit weight that dot_values takes (255, or 127)
+//   key_zero_point  what pack adds to key codes (128, or 0)
+// and the functions used below. Packed keys are [panel of width * columns keys][head_dim / 4][keys][4 codes] (int8) and
+// [panel][head_dim][keys] (float); packed values are [keys / 4][head_dim][4 keys].
+#pragma once
+
+#include <math.h>
+
+#include <cfloat>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "attention/exp2_coefficients.h"
+#include "attention/kernels.h"
+
+namespace streamo {
+namespace {
+
+#define STREAMO_UNROLL _Pragma("GCC unroll 16")
+#define STREAMO_INLINE __attribute__((always_inline))
+
+template <typename Body, int... Index>
+STREAMO_INLINE inline void repeat(const Body& body, std::integer_sequence<int, Index...>) {
+  (body(std::integral_constant<int, Index>{}), ...);
+}
+
+// body(0), .. body(Count - 1) with constant indices: unlike an unrolled loop over an array of vectors, the compiler
+// keeps such an array in registers.
+template <int Count, typename Body>
+STREAMO_INLINE inline void repeat(const Body& body) {
+  repeat(body, std::make_integer_sequence<int, Count>{});
+}
+
+// Calls body(integral_constant<int, n>) for n in 1 .. Most.
+template <int Most, typename Body>
+inline void with_constant(int n, const Body& body) {
+  if constexpr (Most > 1) {
+    if (n < Most) return with_constant<Most - 1>(n, body);
+  }
+  body(std::integral_constant<int, Most>{});
+}
+
+// Splits `total` into parts of at most Most, as even as can be: body(begin, integral_constant<int, size>).
+template <int Most, typename Body>
+inline void in_even_parts(int total, const Body& body) {
+  int parts = (total + Most - 1) / Most;
+  for (int begin = 0; parts > 0; --parts) {
+    const int size = (total - begin + parts - 1) / parts;
+    with_constant<Most>(size, [&](auto constant) { body(begin, constant); });
+    begin += size;
+  }
+}
+
+// Dwords of gathered rows, transposed to [panel][dword][key]; keys behind `count` become zero up to the panel's end.
+template <typename Element>
+[[maybe_unused]] inline void pack_dwords_plain(const RowSource<Element>& rows, int dwords, int panel_keys,
+                                               uint32_t flip, void* out) {
+  const int padded = (rows.count + panel_keys - 1) / panel_keys * panel_keys;
+  const size_t step = static_cast<size_t>(panel_keys) * 4;
+  for (int key = 0; key < padded; ++key) {
+    char* column = static_cast<char*>(out) + key / panel_keys * dwords * step + key % panel_keys * 4;
+    const void* row = key < rows.count ? rows.base + rows.slots[key] * rows.stride : nullptr;
+    for (int i = 0; i < dwords; ++i) {
+      uint32_t dword = 0;
+      if (row != nullptr) std::memcpy(&dword, static_cast<const char*>(row) + 4 * i, 4);
+      dword ^= flip;
+      std::memcpy(column + i * step, &dword, 4);
+    }
+  }
+}
+
+// Four rows interleaved by byte: [keys / 4][width][4], keys behind `count` zero.
+[[maybe_unused]] inline void pack_values_plain(const RowSource<int8_t>& rows, int width, int8_t* out) {
+  for (int key = 0; key < rows.count; key += 4) {
+    int8_t* block = out + static_cast<size_t>(key) * width;
+    for (int lane = 0; lane < 4; ++lane) {
+      if (key + lane >= rows.count) {
+        for (int i = 0; i < width; ++i) block[4 * i + lane] = 0;
+        continue;
+      }
+      const int8_t* row = rows.base + rows.slots[key + lane] * rows.stride;
+      for (int i = 0; i < width; ++i) block[4 * i + lane] = row[i];
+    }
+  }
+}
+
+[[maybe_unused]] inline void pack_angles_plain(const RowSource<float>& cosines, const RowSource<float>& sines,
+                                               const int32_t* pairs, int pair_count, int panel_keys, float* out) {
+  const int depth = 2 * pair_count;
+  const int padded = (cosines.count + panel_keys - 1) / panel_keys * panel_keys;
+  for (int key = 0; key < padded; ++key) {
+    float* column = out + static_cast<size_t>(key / panel_keys) * panel_keys * depth + key % panel_keys;
+    const bool real = key < cosines.count;
+    const std::ptrdiff_t row = real ? cosines.slots[key] * cosines.stride : 0;
+    for (int i = 0; i < pair_count; ++i) {
+      column[static_cast<size_t>(i) * panel_keys] = real ? cosines.base[row + pairs[i]] : 0.0f;
+      column[static_cast<size_t>(pair_count + i) * panel_keys] = real ? sines.base[row + pairs[i]] : 0.0f;
+    }
+  }
+}
+
+template <typename V>
+struct Tiles {
+  using F = typename V::F;
+  using I = typename V::I;
+  static constexpr int width = V::width;
+  static constexpr int panel_keys = V::width * V::columns;
+  static constexpr int tile_vectors = kTileKeys / V::width;
+  static_assert(kTileKeys % panel_keys == 0 && width <= 16);
+
+  // 2^x by polynomial; coefficients from the constant up.
+  template <int Count>
+  static F exp2(F x, const float (&coefficients)[Count]) {
+    const F f = V::fraction(x);
+    F sum = V::set(coefficients[Count - 1]);
+    STREAMO_UNROLL
+    for (int i = Count - 2; i >= 0; --i) sum = V::fma(sum, f, V::set(coefficients[i]));
+    return V::times_power_of_two(sum, x);
+  }
+
+  // The library is built with -ffp-contract=off: a product rounds before the sum that follows takes it.
+  static void turn(const float* x, const float* cosine, const float* sine, int32_t half, float* out) {
+    for (int i = 0; i < half; i += V::narrow_width) {
+      const auto a = V::load_narrow(x + i), b = V::load_narrow(x + half + i);
+      const auto c = V::load_narrow(cosine + i), s = V::load_narrow(sine + i);
+      V::store_narrow(out + i, V::sub_narrow(V::mul_narrow(a, c), V::mul_narrow(b, s)));
+      V::store_narrow(out + half + i, V::add_narrow(V::mul_narrow(b, c), V::mul_narrow(a, s)));
+    }
+  }
+
+  static float quantise(const float* x, int32_t count, int8_t* codes) {
+    F largest = V::zero();
+    for (int i = 0; i < count; i += width) largest = V::max(largest, V::abs(V::load(x + i)));
+    const float scale = V::reduce_max(largest) / 127.0f;
+    if (!(scale > 0.0f)) {
+      std::memset(codes, 0, static_cast<size_t>(count));
+      return 0.0f;
+    }
+    const F divisor = V::set(scale), low = V::set(-127.0f), high = V::set(127.0f);
+    for (int i = 0; i < count; i += width) {
+      V::store_codes(codes + i, V::min(high, V::max(low, V::div(V::load(x + i), divisor))));
+    }
+    return scale;
+  }
+
+  // ------------------------------------------------------------------------------------------------- scores
+
+  template <int Rows>
+  static void score_panel_float(const float* queries, int depth, const float* panel, float* scores) {
+    F sums[Rows][V::columns];
+    repeat<Rows>([&](auto r) STREAMO_INLINE {
+      repeat<V::columns>([&](auto c) STREAMO_INLINE { sums[r][c] = V::zero(); });
+    });
+    for (int i = 0; i < depth; ++i) {
+      F keys[V::columns];
+      repeat<V::columns>([&](auto c) STREAMO_INLINE { keys[c] = V::load(panel + i * panel_keys + c * width); });
+      repeat<Rows>([&](auto r) STREAMO_INLINE {
+        const F query = V::set(queries[r * depth + i]);
+        repeat<V::columns>([&](auto c) STREAMO_INLINE { sums[r][c] = V::fma(query, keys[c], sums[r][c]); });
+      });
+    }
+    repeat<Rows>([&](auto r) STREAMO_INLINE {
+      repeat<V::columns>([&](auto c) STREAMO_INLINE { V::store(scores + r * kTileKeys + c * width, sums[r][c]); });
+    });
+  }
+
+  static void scores_float(const float* queries, int32_t rows, int32_t depth, const float* panel, int32_t count,
+                           float* scores) {
+    for (int key = 0; key < count; key += panel_keys) {
+      in_even_parts<V::rows>(rows, [&](int row, auto part) {
+        score_panel_float<part.value>(queries + static_cast<size_t>(row) * depth, depth,
+                                      panel + static_cast<size_t>(key) * depth, scores + row * kTileKeys + key);
+      });
+    }
+  }
+
+  template <int Rows>
+  static void score_panel_int8(const int8_t* queries, const int32_t* query_sums, int head_dim, const uint8_t* panel,
+                               int32_t* scores) {
+    I sums[Rows][V::columns];
+    repeat<Rows>([&](auto r) STREAMO_INLINE {
+      const I start = V::set_int(-V::key_zero_point * query_sums[r]);
+      repeat<V::columns>([&](auto c) STREAMO_INLINE { sums[r][c] = start; });
+    });
+    for (int i = 0; i < head_dim; i += 4) {
+      I keys[V::columns];
+      repeat<V::columns>([&](auto c) STREAMO_INLINE {
+        keys[c] = V::load_int(panel + (i * panel_keys + 4 * c * width));
+      });
+      repeat<Rows>([&](auto r) STREAMO_INLINE {
+        const I query = V::broadcast_dword(queries + r * head_dim + i);
+        repeat<V::columns>([&](auto c) STREAMO_INLINE { sums[r][c] = V::dot_keys(sums[r][c], keys[c], query); });
+      });
+    }
+    repeat<Rows>([&](auto r) STREAMO_INLINE {
+      repeat<V::columns>([&](auto c) STREAMO_INLINE {
+        V::store_int(scores + r * kTileKeys + c * width, sums[r][c]);
+      });
+    });
+  }
+
+  static void scores_int8(const int8_t* queries, const int32_t* query_sums, int32_t rows, int32_t head_dim,
+                          const uint8_t* panel, int32_t count, int32_t* scores) {
+    for (int key = 0; key < count; key += panel_keys) {
+      in_even_parts<V::rows>(rows, [&](int row, auto part) {
+        score_panel_int8<part.value>(queries + static_cast<size_t>(row) * head_dim, query_sums + row, head_dim,
+                                     panel + static_cast<size_t>(key) * head_dim, scores + row * kTileKeys + key);
+      });
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------------ softmax
+
+  // Raises the row's maximum to `maximum`; returns what the older sums are multiplied by.
+  static float raise_maximum(const RowState& state, int row, float maximum) {
+    const float before = state.maximum[row];
+    if (maximum <= before) return 1.0f;
+    state.maximum[row] = maximum;
+    return exp2f(before - maximum);
+  }
+
+  static void softmax_float(const FloatSoftmax& tile) {
+    const F lowest = V::set(-FLT_MAX);
+    for (int row = 0; row < tile.rows; ++row) {
+      float* scores = tile.scores + row * kTileKeys;
+      const int visible = tile.visible != nullptr ? tile.visible[row] : tile.count;
+      const int whole = visible / width * width;
+      F largest = lowest;
+      for (int i = 0; i < whole; i += width) largest = V::max(largest, V::load(scores + i));
+      if (whole < visible) largest = V::max(largest, V::first(V::load(scores + whole), visible - whole, lowest));
+      tile.keep[row] = raise_maximum(tile.state, row, V::reduce_max(largest));
+
+      const F maximum = V::set(tile.state.maximum[row]);
+      F sum = V::zero();
+      for (int i = 0; i < whole; i += width) {
+        const F weight = exp2(V::sub(V::load(scores + i), maximum), kExp2Fine);
+        V::store(scores + i, weight);
+        sum = V::add(sum, weight);
+      }
+      int end = whole;
+      if (whole < visible) {
+        const F weight =
+            V::first(exp2(V::sub(V::load(scores + whole), maximum), kExp2Fine), visible - whole, V::zero());
+        V::store(scores + whole, weight);
+        sum = V::add(sum, weight);
+        end += width;
+      }
+      for (; end < tile.count; end += width) V::store(scores + end, V::zero());
+      tile.state.sum[row] = tile.state.sum[row] * tile.keep[row] + V::reduce_add(sum);
+    }
+  }
+
+  // `Whole`: every key of a full tile is visible, so that all stays in registers.
+  template <bool Whole, bool Corrected>
+  static void softmax_int8_row(const Int8Softmax& tile, int row, int visible) {
+    const int vectors = Whole ? tile_vectors : (visible + width - 1) / width;
+    const int32_t* dots = tile.scores + row * kTileKeys;
+    const F query_scale = V::set(tile.query_scales[row]);
+    F values[tile_vectors];
+    F largest = V::set(-FLT_MAX);
+    STREAMO_UNROLL
+    for (int i = 0; i < vectors; ++i) {
+      F score = V::mul(V::to_float(V::load_int(dots + i * width)), V::load(tile.key_scales + i * width));
+      if constexpr (Corrected) {
+        score = V::fma(score, query_scale, V::load(tile.corrections + row * kTileKeys + i * width));
+      }
+      if (!Whole && (i + 1) * width > visible) score = V::first(score, visible - i * width, V::set(-INFINITY));
+      values[i] = score;
+      largest = V::max(largest, score);
+    }
+    // A query scale is never negative, so the largest product belongs to the largest factor.
+    const float tile_maximum = V::reduce_max(largest) * (Corrected ? 1.0f : tile.query_scales[row]);
+    tile.keep[row] = raise_maximum(tile.state, row, tile_maximum);
+
+    const F maximum = V::set(tile.state.maximum[row]);
+    F sum = V::zero(), heaviest = V::zero();
+    STREAMO_UNROLL
+    for (int i = 0; i < vectors; ++i) {
+      F weight = exp2(Corrected ? V::sub(values[i], maximum) : V::fms(values[i], query_scale, maximum), kExp2Coarse);
+      if (!Whole && (i + 1) * width > visible) weight = V::first(weight, visible - i * width, V::zero());
+      sum = V::add(sum, weight);
+      values[i] = V::mul(weight, V::load(tile.value_scales + i * width));
+      heaviest = V::max(heaviest, values[i]);
+    }
+    tile.state.sum[row] = tile.state.sum[row] * tile.keep[row] + V::reduce_add(sum);
+
+    // Scaled by the tile's own heaviest weight: by the running one, long tails would all round to zero.
+    const float top = V::reduce_max(heaviest);
+    const bool some = top > 1e-30f;
+    tile.step[row] = some ? top * (1.0f / V::weight_levels) : 0.0f;
+    const F levels = V::set(some ? V::weight_levels / top : 0.0f);
+    uint8_t* weights = tile.weights + row * kTileKeys;
+    STREAMO_UNROLL
+    for (int i = 0; i < vectors; ++i) V::store_weights(weights + i * width, V::mul(values[i], levels));
+    if (!Whole) std::memset(weights + vectors * width, 0, static_cast<size_t>(kTileKeys - vectors * width));
+  }
+
+  template <bool Corrected>
+  static void softmax_int8_rows(const Int8Softmax& tile) {
+    for (int row = 0; row < tile.rows; ++row) {
+      const int visible = tile.visible != nullptr ? tile.visible[row] : tile.count;
+      if (visible == kTileKeys) {
+        softmax_int8_row<true, Corrected>(tile, row, visible);
+      } else {
+        softmax_int8_row<false, Corrected>(tile, row, visible);
+      }
+    }
+  }
+
+  static void softmax_int8(const Int8Softmax& tile) {
+    if (tile.corrections != nullptr) {
+      softmax_int8_rows<true>(tile);
+    } else {
+      softmax_int8_rows<false>(tile);
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------------- values
+
+  template <int Rows, int Columns>
+  static void value_block_float(const float* weights, const float* keep, const RowSource<float>& values, int begin,
+                                int end, int column, int head_dim, float* sums) {
+    F block[Rows][Columns];
+    repeat<Rows>([&](auto r) STREAMO_INLINE {
+      const F factor = V::set(begin == 0 ? keep[r] : 1.0f);
+      repeat<Columns>([&](auto c) STREAMO_INLINE {
+        block[r][c] = V::mul(V::load(sums + r * head_dim + column + c * width), factor);
+      });
+    });
+    int key = begin;
+    do {
+      const float* row = values.base + values.slots[key] * values.stride + column;
+      F lanes[Columns];
+      repeat<Columns>([&](auto c) STREAMO_INLINE { lanes[c] = V::load(row + c * width); });
+      repeat<Rows>([&](auto r) STREAMO_INLINE {
+        const F weight = V::set(weights[r * kTileKeys + key]);
+        repeat<Columns>([&](auto c) STREAMO_INLINE { block[r][c] = V::fma(weight, lanes[c], block[r][c]); });
+      });
+      ++key;
+    } while (key < end);
+    repeat<Rows>([&](auto r) STREAMO_INLINE {
+      repeat<Columns>([&](auto c) STREAMO_INLINE {
+        V::store(sums + r * head_dim + column + c * width, block[r][c]);
+      });
+    });
+  }
+
+  static void values_float(const float* weights, const float* keep, int32_t rows, const RowSource<float>& values,
+                           int32_t head_dim, float* sums) {
+    constexpr int kBlockKeys = 64;  // of 64 columns: what a first-level cache holds
+    for (int begin = 0; begin < values.count; begin += kBlockKeys) {
+      const int end = values.count < begin + kBlockKeys ? values.count : begin + kBlockKeys;
+      in_even_parts<V::columns>(head_dim / width, [&](int vector, auto columns) {
+        in_even_parts<V::rows>(rows, [&](int row, auto part) {
+          value_block_float<part.value, columns.value>(weights + row * kTileKeys, keep + row, values, begin, end,
+                                                       vector * width, head_dim, sums + row * head_dim);
+        });
+      });
+    }
+  }
+
+  template <int Rows, int Columns>
+  static void value_block_int8(const uint8_t* weights, const float* keep, const float* step, const int8_t* panel,
+                               int count, int column, int head_dim, float* sums) {
+    I block[Rows][Columns];
+    repeat<Rows>([&](auto r) STREAMO_INLINE {
+      repeat<Columns>([&](auto c) STREAMO_INLINE { block[r][c] = V::set_int(0); });
+    });
+    for (int key = 0; key < count; key += 4) {
+      I lanes[Columns];
+      repeat<Columns>([&](auto c) STREAMO_INLINE {
+        lanes[c] = V::load_int(panel + (key * head_dim + 4 * (column + c * width)));
+      });
+      repeat<Rows>([&](auto r) STREAMO_INLINE {
+        const I weight = V::broadcast_dword(weights + r * kTileKeys + key);
+        repeat<Columns>([&](auto c) STREAMO_INLINE { block[r][c] = V::dot_values(block[r][c], weight, lanes[c]); });
+      });
+    }
+    repeat<Rows>([&](auto r) STREAMO_INLINE {
+      const F unit = V::set(step[r]);
+      float* sum = sums + r * head_dim + column;
+      if (keep[r] == 1.0f) {  // no new maximum: the rule, after the first tiles
+        repeat<Columns>([&](auto c) STREAMO_INLINE {
+          V::store(sum + c * width, V::fma(V::to_float(block[r][c]), unit, V::load(sum + c * width)));
+        });
+      } else {
+        const F kept = V::set(keep[r]);
+        repeat<Columns>([&](auto c) STREAMO_INLINE {
+          const F older = V::mul(V::load(sum + c * width), kept);
+          V::store(sum + c * width, V::fma(V::to_float(block[r][c]), unit, older));
+        });
+      }
+    });
+  }
+
+  static void values_int8(const uint8_t* weights, const float* keep, const float* step, int32_t rows,
+                          const int8_t* panel, int32_t count, int32_t head_dim, float* sums) {
+    in_even_parts<V::columns>(head_dim / width, [&](int vector, auto columns) {
+      in_even_parts<V::rows>(rows, [&](int row, auto part) {
+        value_block_int8<part.value, columns.value>(weights + row * kTileKeys, keep + row, step + row, panel, count,
+                                                    vector * width, head_dim, sums + row * head_dim);
+      });
+    });
+  }
+
+  // ------------------------------------------------------------------------------------------------- packing
+
+  static void pack_keys_float(const RowSource<float>& keys, int32_t depth, float* panel) {
+    V::pack_dwords(keys, depth, panel_keys, 0u, panel);
+  }
+
+  static void pack_keys_int8(const RowSource<int8_t>& keys, int32_t head_dim, uint8_t* panel) {
+    V::pack_dwords(keys, head_dim / 4, panel_keys, V::key_zero_point * 0x01010101u, panel);
+  }
+
+  static void pack_values_int8(const RowSource<int8_t>& values, int32_t head_dim, int8_t* panel) {
+    V::pack_values(values, head_dim, panel);
+  }
+
+  static void pack_angles(const RowSource<float>& cosines, const RowSource<float>& sines, const int32_t* pairs,
+                          int32_t pair_count, float* panel) {
+    V::pack_angles(cosines, sines, pairs, pair_count, panel_keys, panel);
+  }
+
+  static constexpr AttentionKernels table(const char* name) {
+    return {name,          turn,        quantise,         pack_keys_float,  pack_angles, scores_float, softmax_float,
+            values_float,  pack_keys_int8, pack_values_int8, scores_int8, softmax_int8, values_int8};
+  }
+};
+
+}  // namespace
+}  // namespace streamo

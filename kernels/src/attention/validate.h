@@ -1,0 +1,13 @@
+// Refusal of arguments that do not fit, before anything is written.
+#pragma once
+
+#include "streamo_kernels.h"
+
+namespace streamo {
+
+// STREAMO_OK, or a status whose sentence streamo_last_error gives. May throw std::bad_alloc.
+streamo_status validate(const streamo_attention* arguments);
+streamo_status validate(const streamo_window_attention* arguments);
+streamo_status validate(const streamo_threads* threads);
+
+}  // namespace streamo

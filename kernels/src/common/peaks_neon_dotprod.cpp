@@ -1,0 +1,35 @@
+#include <arm_neon.h>
+
+#include "common/peaks.h"
+
+namespace streamo {
+namespace {
+constexpr int chains = 16;
+}
+
+double int8_peak_dotprod(std::int64_t rounds) {
+  int32x4_t sums[chains];
+  for (int c = 0; c < chains; ++c) sums[c] = vdupq_n_s32(c);
+  const int8x16_t left = vdupq_n_s8(static_cast<std::int8_t>(rounds & 3));
+  const int8x16_t right = vdupq_n_s8(static_cast<std::int8_t>(rounds & 1));
+  for (std::int64_t round = 0; round < rounds; ++round) {
+    for (int c = 0; c < chains; ++c) sums[c] = vdotq_s32(sums[c], left, right);
+  }
+  for (int c = 1; c < chains; ++c) sums[0] = vaddq_s32(sums[0], sums[c]);
+  peak_sink = vaddvq_s32(sums[0]);
+  return 2.0 * 16 * chains * static_cast<double>(rounds);
+}
+
+double float_peak_neon(std::int64_t rounds) {
+  float32x4_t sums[chains];
+  for (int c = 0; c < chains; ++c) sums[c] = vdupq_n_f32(static_cast<float>(c));
+  const float32x4_t factor = vdupq_n_f32(rounds & 1 ? 0.5F : 0.25F);
+  for (std::int64_t round = 0; round < rounds; ++round) {
+    for (int c = 0; c < chains; ++c) sums[c] = vfmaq_f32(factor, sums[c], factor);
+  }
+  for (int c = 1; c < chains; ++c) sums[0] = vaddq_f32(sums[0], sums[c]);
+  peak_sink = vaddvq_f32(sums[0]);
+  return 2.0 * 4 * chains * static_cast<double>(rounds);
+}
+
+}  // namespace streamo
