@@ -89,7 +89,8 @@ def _check_names(manifest: Manifest) -> None:
     for name in manifest.files:
         if not _PLAIN_NAME.fullmatch(name):
             raise BundleError(f"`{MANIFEST_FILE}` names the file {name!r}; only plain names inside the bundle are read")
-    needed = (TOKENIZER_FILE, manifest.embedding.file, manifest.vision.file, manifest.decoder.file)
+    needed = [TOKENIZER_FILE, manifest.embedding.file, manifest.vision.file, manifest.decoder.file]
+    needed += [part.native_file for part in (manifest.vision, manifest.decoder) if part.native_file]
     for name in needed:
         if name not in manifest.files:
             raise BundleError(f"`{MANIFEST_FILE}` does not list the file `{name}` that it uses", hint=_COPY_AGAIN)

@@ -20,43 +20,79 @@ from edge.errors import BundleError
 from edge.preprocess import PreprocessConfig
 from edge.prompt import Protocol
 
-MANIFEST_SCHEMA = "streamo.bundle/1"
+MANIFEST_SCHEMA = "streamo.bundle/2"
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 VISION_FILE = "vision.onnx"
 DECODER_FILE = "decoder.onnx"
+NATIVE_VISION_FILE = "vision.native.onnx"
+NATIVE_DECODER_FILE = "decoder.native.onnx"
 EMBEDDING_FILE = "embeddings.bin"
 MAX_MANIFEST_BYTES = 4 << 20
 CHECKSUM = "checksum"
+SCALE_BYTES = 4
+"""Of the float32 scale beside each row and KV head of an int8 cache."""
 
 OPSET = 21
 MATMUL_ACCURACY_LEVEL = "4"
 """ONNX Runtime's `session.qdq_matmulnbits_accuracy_level`: products of quantised weights take 8-bit activations."""
 CUSTOM_DOMAIN = "streamo"
 STREAM_ATTENTION = "StreamAttention"
-"""streamo::StreamAttention(qkv, qkv_bias, rope_cos, rope_sin, key_cache, value_cache, cache_length)
+"""streamo::StreamAttention of the stock graph:
+(qkv, qkv_bias, rope_cos, rope_sin, key_cache, value_cache, cache_length)
 -> (attention, key_cache, value_cache); attributes num_heads, num_kv_heads, scale.
 
   qkv (T, (Hq + 2 Hkv) D), qkv_bias ((Hq + 2 Hkv) D), rope_cos and rope_sin (T, D / 2),
-  key_cache and value_cache (1, Hkv, C, D), cache_length (1,) int32: tokens in the cache before this call.
+  key_cache and value_cache (1, Hkv, C, D) float32, cache_length (1,) int32: tokens in the cache before this call.
 Adds the bias, rotates queries and keys, writes the T new rows behind `cache_length` and attends over all of them,
 causally among the new ones. attention is (T, Hq D). The caches are updated in place: bind the same memory to input
-and output. The model file carries the op as a function of stock ONNX Runtime operators, so it runs everywhere; a
-native kernel may replace it.
+and output. The model file carries the op as a function of stock ONNX Runtime operators, so it runs everywhere.
+"""
+
+# The native graph: the same weights' bytes, with operators of the library built from `kernels/`. What each computes is
+# said in `kernels/include/streamo_kernels.h`. Optional inputs are left out from the end, or named "".
+SPAN_ATTENTION = "SpanAttention"
+"""streamo::SpanAttention(qkv, qkv_bias, rope_cos, rope_sin, key_cache, value_cache, new_slots, spans, run_cos, run_sin)
+-> (attention, key_cache, value_cache); attributes num_heads, num_kv_heads (int), scale (float).
+
+  Caches (1, Hkv, C, D) float32; new_slots (T,) int32; spans (S, 3) int32: slot, length, run, S may be 0;
+  run_cos and run_sin (R, D / 2), R may be 0. The caches are updated in place when input and output share memory.
+"""
+SPAN_ATTENTION_INT8 = "SpanAttentionInt8"
+"""As SpanAttention, with caches of int8 and these inputs behind run_sin: key_scales, value_scales (1, Hkv, C) float32
+[, key_offset (Hkv, D) float32, slot_cos, slot_sin (C, D / 2) float32]
+-> (attention, key_cache, value_cache, key_scales, value_scales).
+"""
+STREAM_MATMUL = "StreamMatMul"
+"""streamo::StreamMatMul(input (T, K), codes, scales (K / block, N) [, bias (N)] [, residual (T, N)]) -> (T, N).
+
+Attributes bits (4 or 8), block_size, gated (0 or 1). codes: the weight's stored bytes as one uint8 vector of
+K N bits / 8 bytes. With gated = 1 the N columns are gate and up, and the output is silu(gate) * up, (T, N / 2).
+"""
+WINDOW_ATTENTION = "WindowAttention"
+"""streamo::WindowAttention(qkv (P, 3 heads D), rope_cos, rope_sin (P, D / 2), window_starts (windows + 1,) int32)
+-> (P, heads D); attributes num_heads, scale. Patches of one window lie side by side.
 """
 
 # Vision graph.
-PATCHES = "patches"  # (P, 3 * temporal_patch * patch**2) float32
+PATCHES = "patches"  # (P, 3 * patch**2) float32: a frame fills both temporal slices, so their weights are summed
 VISION_COS = "vision_rope_cos"  # (P, D / 2) float32
 VISION_SIN = "vision_rope_sin"  # (P, D / 2) float32
-WINDOW_MASK = "window_mask"  # (P, P) float32, added to the scores of windowed blocks: 0 inside a window, else very low
+WINDOW_MASK = "window_mask"  # (P, P) float32, stock graph only: 0 inside a window, else very low; added to the scores
+WINDOW_STARTS = "window_starts"  # (windows + 1,) int32; native graph only, whose patches are ordered by window
 IMAGE_EMBEDS = "image_embeds"  # (N, W) float32
 
 # Decoder graph.
 INPUTS_EMBEDS = "inputs_embeds"  # (T, W) float32
 ROPE_COS = "rope_cos"  # (T, D / 2) float32
 ROPE_SIN = "rope_sin"  # (T, D / 2) float32
-CACHE_LENGTH = "cache_length"  # (1,) int32
+CACHE_LENGTH = "cache_length"  # (1,) int32; stock graph only
+NEW_SLOTS = "new_slots"  # (T,) int32; this and the following: native graph only
+SPANS = "spans"  # (S, 3) int32: slot, length, run of the cached rows to attend to, none of them new
+RUN_COS = "run_cos"  # (R, D / 2) float32: how much further the query is turned for a run
+RUN_SIN = "run_sin"  # (R, D / 2) float32
+SLOT_COS = "slot_cos"  # (C, D / 2) float32: the angles each row was written with; only if a layer has a key offset
+SLOT_SIN = "slot_sin"  # (C, D / 2) float32
 LOGITS = "logits"  # (1, V) float32, of the last token only
 
 
@@ -68,6 +104,16 @@ def key_cache_name(layer: int) -> str:
 def value_cache_name(layer: int) -> str:
     """Graph input of layer `layer`'s values, (1, Hkv, C, D); the output is this with `.updated` behind it."""
     return f"value_cache.{layer}"
+
+
+def key_scales_name(layer: int) -> str:
+    """Graph input of layer `layer`'s key scales, (1, Hkv, C) float32; int8 caches of the native graph only."""
+    return f"key_scales.{layer}"
+
+
+def value_scales_name(layer: int) -> str:
+    """Graph input of layer `layer`'s value scales, (1, Hkv, C) float32; int8 caches of the native graph only."""
+    return f"value_scales.{layer}"
 
 
 def updated(name: str) -> str:
@@ -148,13 +194,14 @@ class TensorFacts:
 
 @dataclass(frozen=True)
 class Component:
-    """One graph of the bundle."""
+    """One graph of the bundle, and the same with our own operators over the same weights."""
 
     file: str
     weights: str  # fp32, fp16, int8 or int4
     weights_bytes: int
-    inputs: tuple[TensorFacts, ...]
+    inputs: tuple[TensorFacts, ...]  # of the stock graph
     outputs: tuple[TensorFacts, ...]
+    native_file: str = ""  # "" where our operators do not cover the model's shape
 
 
 @dataclass(frozen=True)
@@ -182,17 +229,23 @@ class Manifest:
     embedding: EmbeddingTable
     vision: Component
     decoder: Component
-    kv_dtypes: tuple[str, ...]  # one per layer
+    kv_dtypes: tuple[str, ...]  # one per layer, float32 or int8: of the native graph; the stock graph's are float32
     files: dict[str, FileFacts]
     stream: StreamDefaults = field(default_factory=StreamDefaults)
     parity: dict[str, Any] = field(default_factory=dict)
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes that one token occupies in the KV cache."""
-        sizes = {"float32": 4, "float16": 2, "int8": 1}
-        per_layer = 2 * self.decoder_facts.num_kv_heads * self.decoder_facts.head_dim
-        return sum(per_layer * sizes[dtype] for dtype in self.kv_dtypes)
+        """Bytes that one token occupies in the native graph's KV cache, scales included."""
+        facts = self.decoder_facts
+        head_bytes = {"float32": 4 * facts.head_dim, "int8": facts.head_dim + SCALE_BYTES}
+        return sum(2 * facts.num_kv_heads * head_bytes[dtype] for dtype in self.kv_dtypes)
+
+    @property
+    def stock_kv_bytes_per_token(self) -> int:
+        """Bytes that one token occupies in the stock graph's KV cache, which is float32 in every layer."""
+        facts = self.decoder_facts
+        return facts.layers * 2 * facts.num_kv_heads * facts.head_dim * 4
 
     @property
     def max_visual_tokens(self) -> int:

@@ -12,9 +12,9 @@ from typing import Union
 
 import numpy as np
 
-from edge.backends.base import Backend
+from edge.backends.base import Backend, CacheView
 from edge.contract import Manifest
-from edge.kv_cache import KVCache
+from edge.kv_cache import KVCache, Placement
 from edge.rope import decoder_rope, image_positions, text_positions
 
 MAX_PREFILL_TOKENS = 512
@@ -57,6 +57,7 @@ class Decoder:
         self._backend = backend
         self._embeds = np.empty((MAX_PREFILL_TOKENS, facts.hidden_size), np.float32)
         self._positions = np.empty((3, MAX_PREFILL_TOKENS), np.int64)
+        self._tabled_shifts: tuple[int, ...] | None = None
         backend.allocate_cache(capacity_tokens)
         self.kv_cache = KVCache(capacity_tokens)
 
@@ -75,7 +76,7 @@ class Decoder:
         Cost: one graph call for every 512 tokens.
         """
         filled = 0
-        next_position = self.kv_cache.position
+        next_position = first_position = self.kv_cache.rotated_position
         for segment in segments:
             embeds, positions, advance = self._lay_out(segment, next_position)
             next_position += advance
@@ -91,7 +92,7 @@ class Decoder:
                 start += count
         if not filled:
             raise ValueError("a prompt needs at least one token")
-        return self._run(filled, advance=next_position - self.kv_cache.position)
+        return self._run(filled, advance=next_position - first_position)
 
     def decode_step(self, token_id: int) -> np.ndarray:
         """Append one text token and return the logits after it: (V,) float32, valid until the next call."""
@@ -106,8 +107,14 @@ class Decoder:
         return self._table[list(segment)], text_positions(position, count), count
 
     def _run(self, count: int, advance: int) -> np.ndarray:
-        slot = self.kv_cache.append(count, advance)
         cos, sin = self._rope.tables(self._positions[:, :count])
-        return self._backend.run_decoder(
-            self._embeds[:count], np.ascontiguousarray(cos), np.ascontiguousarray(sin), slot
-        )
+        view = self._view(self.kv_cache.append(count, advance))
+        return self._backend.run_decoder(self._embeds[:count], cos, sin, view)
+
+    def _view(self, placement: Placement) -> CacheView:
+        """A placement with the rotary rows of its runs, which are computed again only when something has moved."""
+        if placement.run_shifts is not self._tabled_shifts:
+            self._tabled_shifts = placement.run_shifts
+            shifts = np.array(placement.run_shifts, np.int64)
+            self._run_tables = self._rope.tables(np.broadcast_to(shifts, (3, len(shifts))))
+        return CacheView(placement.new_slots, placement.spans, *self._run_tables)

@@ -70,6 +70,10 @@ class BackendError(EdgeError):
     """The inference backend failed or is not installed."""
 
 
+class KernelError(BackendError, ValueError):
+    """A native kernel was given arrays that do not fit."""
+
+
 class DeviceLostError(BackendError):
     """The device is unusable for the rest of this process; the process must be restarted."""
 

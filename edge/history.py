@@ -1,7 +1,7 @@
-"""The turns that are still in the window, and what a prompt needs to say them again.
+"""The turns that are still in the window, and what a prompt needs to say them again: the `rebuild` policy's memory.
 
 Owns the record of each kept turn, visual tokens included, in memory that is allocated once. Does not decide when a turn
-leaves (see `window`).
+leaves (see `rebuild`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import islice
 import numpy as np
 
 from edge.decoder import FrameTokens
+from edge.questions import OpenQuestion
 
 
 @dataclass
@@ -22,13 +23,13 @@ class KeptTurn:
 
     Attributes:
       t: stream second.
-      question: what is asked at this turn, or "".
+      questions: what was asked at this turn.
       frame: the visual tokens; a view into the history's ring.
       reply_ids: the assistant's tokens, state included, closing tokens not.
     """
 
     t: int
-    question: str
+    questions: list[OpenQuestion]
     frame: FrameTokens
     reply_ids: list[int] = field(default_factory=list)
 
@@ -55,11 +56,16 @@ class History:
         """The turn that leaves next."""
         return self._turns[0]
 
+    @property
+    def newest(self) -> KeptTurn:
+        """The turn that was kept last."""
+        return self._turns[-1]
+
     def before_newest(self) -> Iterator[KeptTurn]:
         """All turns but the newest, oldest first."""
         return islice(self._turns, max(0, len(self._turns) - 1))
 
-    def append(self, t: int, question: str, frame: FrameTokens) -> KeptTurn:
+    def append(self, t: int, questions: list[OpenQuestion], frame: FrameTokens) -> KeptTurn:
         """Keep a turn; its visual tokens are copied into the ring.
 
         Raises:
@@ -70,14 +76,15 @@ class History:
         place = self._ring[self._next_place, : len(frame.embeds)]
         place[:] = frame.embeds
         self._next_place = (self._next_place + 1) % len(self._ring)
-        turn = KeptTurn(t, question, FrameTokens(place, frame.rows, frame.columns))
+        turn = KeptTurn(t, questions, FrameTokens(place, frame.rows, frame.columns))
         self._turns.append(turn)
         return turn
 
-    def evict_oldest(self) -> None:
-        """Forget the oldest turn."""
-        self._turns.popleft()
+    def evict_oldest(self) -> KeptTurn:
+        """Forget the oldest turn and return it; its visual tokens are soon overwritten."""
+        return self._turns.popleft()
 
     def clear(self) -> None:
         """Forget every turn."""
         self._turns.clear()
+        self._next_place = 0

@@ -11,6 +11,7 @@ from typing import Any
 from edge.clock import Clock
 from edge.events import (
     QUESTION_ASKED,
+    QUESTION_CLOSED,
     RESPONSE_COMPLETED,
     RESPONSE_CREATED,
     RESPONSE_DELTA,
@@ -38,6 +39,10 @@ class Narrator:
     def question(self, t: int, text: str, at_s: float) -> None:
         """A question joins the turn of second `t`."""
         self._emit(QUESTION_ASKED, turn=self._number + 1, media_time=media_time(t, t + 1), at_s=float(at_s), text=text)
+
+    def closed(self, t: int, text: str, at_s: float) -> None:
+        """A question needs no more answers from the turn of second `t` on."""
+        self._emit(QUESTION_CLOSED, turn=self._number + 1, media_time=media_time(t, t + 1), at_s=float(at_s), text=text)
 
     def begin(self, due: DueTurn, frame_at_ns: int | None) -> None:
         """A turn starts; `frame_at_ns` is when its picture was there, None where that means nothing."""

@@ -22,7 +22,6 @@ class PreprocessConfig:
 
     patch_size: int = 14
     merge_size: int = 2
-    temporal_patch_size: int = 2
     min_pixels: int = 3136
     max_pixels: int = 100352
     image_mean: tuple[float, float, float] = CLIP_MEAN
@@ -85,13 +84,14 @@ def patchify(resized: np.ndarray, config: PreprocessConfig) -> np.ndarray:
     """Normalise a resized frame and cut it into the vision tower's patches.
 
     Rows are grouped by 2x2 merge block (block row, block column, row in block, column in block); columns are
-    channel, time, row, column. A single image fills both steps of the temporal patch.
+    channel, row, column. The tower's patches have a time axis too, of which a single image fills every step alike;
+    the vision graph's weights are summed over it, so it is left out here.
 
     Args:
       resized: (H, W, 3) uint8, H and W multiples of `factor`.
 
     Returns:
-      (rows * columns, 3 * temporal_patch_size * patch_size**2) float32.
+      (rows * columns, 3 * patch_size**2) float32, C-contiguous.
     """
     patch, merge = config.patch_size, config.merge_size
     rows, columns = grid_of(resized.shape[0], resized.shape[1], config)
@@ -100,6 +100,4 @@ def patchify(resized: np.ndarray, config: PreprocessConfig) -> np.ndarray:
     pixels = (resized.astype(np.float32) - mean) / std
     blocks = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
     blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5)  # block row, block column, row, column, channel, y, x
-    blocks = blocks.reshape(rows * columns, 3, 1, patch * patch)
-    patches = np.broadcast_to(blocks, (rows * columns, 3, config.temporal_patch_size, patch * patch))
-    return patches.reshape(rows * columns, -1)
+    return np.ascontiguousarray(blocks).reshape(rows * columns, 3 * patch * patch)

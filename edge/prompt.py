@@ -68,13 +68,18 @@ class Protocol:
         assistant's first token follows. Each half must be tokenised as one string: a question's last characters merge
         with the newline that follows them.
         """
+        opening, after = self.turn_pieces(t)
+        asked = f"{question}\n" if question else ""
+        return f"{opening[0]}{asked}{opening[1]}", after
+
+    def turn_pieces(self, t: int) -> tuple[tuple[str, str], str]:
+        """As `turn_text`, with the text before in two: what is in front of a question, and what is behind it."""
         tag = self.time_tag.format(start_s=t, end_s=t + self.turn_interval_s)
-        before, _, after = (
-            part.format(question=f"{question}\n" if question else "", tag=tag) if part != "{image}" else ""
-            for part in self.turn_layout.partition("{image}")
-        )
+        before, _, after = self.turn_layout.partition("{image}")
+        front, _, behind = before.partition("{question}")
+        front, behind, after = (part.format(tag=tag) for part in (front, behind, after))
         return (
-            f"{IM_START}user\n{before}{VISION_START}",
+            (f"{IM_START}user\n{front}", f"{behind}{VISION_START}"),
             f"{VISION_END}{after}{IM_END}\n{IM_START}assistant\n",
         )
 

@@ -107,6 +107,22 @@ def window_mask(rows: int, columns: int, merge: int, window_patches: int) -> np.
     return np.where(window[:, None] == window[None, :], np.float32(0), np.float32(MASKED_SCORE))
 
 
+def window_order(rows: int, columns: int, merge: int, window_patches: int) -> tuple[np.ndarray, np.ndarray]:
+    """The order in which patches of one window lie side by side, for the native vision graph.
+
+    The patches of a merge block stay together, so the tokens made of them are ordered by every `merge`**2-th of these.
+
+    Returns:
+      order: (P,) int64, the patch of `patchify` that comes at each place.
+      starts: (windows + 1,) int32, where each window starts, and P.
+    """
+    row, column = merge_order(rows, columns, merge)
+    window = (row // window_patches) * (columns // window_patches + 1) + column // window_patches
+    order = np.argsort(window, kind="stable")
+    starts = np.flatnonzero(np.diff(window[order], prepend=-1))
+    return order, np.append(starts, len(order)).astype(np.int32)
+
+
 def frame_tables(
     rows: int, columns: int, facts: VisionFacts, *, merge: int, patch_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -35,7 +35,9 @@ _WARN_BEHIND_S = 5.0
 class Session(Protocol):
     """What the runtime needs of a `StreamSession`."""
 
-    def ask(self, text: str) -> None: ...
+    def ask(self, text: str) -> int: ...
+
+    def close_question(self, question: int | str) -> str: ...
 
     def push(self, pixels: np.ndarray, t: int, on_text: Callable[[str], None] | None = None) -> Turn: ...
 
@@ -56,11 +58,20 @@ class Question:
             raise QuestionError(f"The question at {self.at_s:g} s is empty", hint='Use `--ask "What happens?"`')
 
 
+@dataclass(frozen=True)
+class Closing:
+    """A question, by its text, and the stream second from which it needs no more answers."""
+
+    at_s: float
+    text: str
+
+
 def run_stream(
     session: Session,
     source: Source,
     *,
     questions: Sequence[Question] = (),
+    closings: Sequence[Closing] = (),
     sinks: Sequence[Sink] = (),
     fps: float = 1.0,
     pace: str = "realtime",
@@ -78,6 +89,7 @@ def run_stream(
       session: serves the turns; used from the calling thread only.
       source: not opened yet; closed in the end.
       questions: asked when their second comes.
+      closings: questions closed when their second comes.
       sinks: closed in the end.
       fps: turns a second, at most 1.
       pace: `realtime` plays a recorded source against the clock and leaves out turns that come too late; `fast`
@@ -123,6 +135,7 @@ def run_stream(
         narrator=Narrator(outputs.emit, clock, late_after_s=2 * schedule.interval_s, every_turn=every_turn),
         gallery=Gallery(viewers),
         questions=deque(sorted(questions, key=lambda question: question.at_s)),
+        closings=deque(sorted(closings, key=lambda closing: closing.at_s)),
         realtime=realtime,
         stop=stop.is_set if isinstance(stop, threading.Event) else stop or (lambda: False),
         max_turns=max_turns,
@@ -160,6 +173,7 @@ class _Run:
     narrator: Narrator
     gallery: Gallery
     questions: deque[Question]
+    closings: deque[Closing]
     realtime: bool
     stop: Callable[[], bool]
     max_turns: int | None
@@ -253,7 +267,7 @@ class _Run:
 
     def _serve(self, due: DueTurn) -> str:
         """Serve one turn; returns why the run ends after it, or ""."""
-        self._ask(due.t)
+        self._mind_questions(due.t)
         self.narrator.begin(due, self.feed.time_ns_of(due.frame) if self.feed else None)
         turn = self.session.push(due.frame.pixels, due.t, self.narrator.text)
         self.outputs.forgiving = True
@@ -268,18 +282,35 @@ class _Run:
             return "max_turns"
         return "stopped" if self.stop() else ""
 
-    def _ask(self, t: int) -> None:
-        while self.questions and self.questions[0].at_s <= t:
-            question = self.questions.popleft()
-            try:
-                self.session.ask(question.text)
-            except QuestionError as error:
-                if not self.summary.turns:
-                    raise
-                self.on_warning(error.message)
-                self.outputs.emit(ERROR, **error_fields(error))
+    def _mind_questions(self, t: int) -> None:
+        """Ask and close what is due, in the order of its seconds."""
+        while True:
+            due = [queue[0].at_s for queue in (self.questions, self.closings) if queue and queue[0].at_s <= t]
+            if not due:
+                return
+            if self.questions and self.questions[0].at_s == min(due):
+                self._ask(t, self.questions.popleft())
             else:
-                self.narrator.question(t, question.text, question.at_s)
+                self._close(t, self.closings.popleft())
+
+    def _ask(self, t: int, question: Question) -> None:
+        try:
+            self.session.ask(question.text)
+        except QuestionError as error:
+            if not self.summary.turns:
+                raise
+            self.on_warning(error.message)
+            self.outputs.emit(ERROR, **error_fields(error))
+        else:
+            self.narrator.question(t, question.text, question.at_s)
+
+    def _close(self, t: int, closing: Closing) -> None:
+        try:
+            self.session.close_question(closing.text)
+        except QuestionError as error:  # it was refused, or forgotten to make room for later ones
+            self.on_warning(error.message)
+        else:
+            self.narrator.closed(t, closing.text, closing.at_s)
 
     # Telling
 

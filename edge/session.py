@@ -17,20 +17,23 @@ import numpy as np
 from edge.backends import load_backend
 from edge.backends.base import Backend
 from edge.bundle import Bundle
-from edge.capacity import MAX_QUESTION_TOKENS, plan_cache
+from edge.capacity import CachePlan, check_fits, out_of_memory, plan_cache
 from edge.clock import Clock, Stopwatch, SystemClock
-from edge.contract import TOKENIZER_FILE
+from edge.contract import TOKENIZER_FILE, Manifest
+from edge.conversation import Conversation
 from edge.decoder import Decoder
-from edge.errors import QuestionError, UsageError
-from edge.history import History, KeptTurn
+from edge.errors import UsageError
+from edge.history import History
+from edge.policy import SLIDE, check_policy, chosen_policy
+from edge.questions import Questions
+from edge.rebuild import RebuildWindow
 from edge.reply import Reply, StateReader
 from edge.sampling import Sampler, Sampling
+from edge.slide import SlideWindow
 from edge.tokenizer import Tokenizer
 from edge.turn import Turn
 from edge.vision import VisionEncoder
-from edge.window import Conversation, OpenQuestion, RebuildWindow
-
-POLICIES = ("rebuild",)
+from edge.window import Window
 
 
 class StreamSession:
@@ -39,15 +42,25 @@ class StreamSession:
     Args:
       bundle: from `edge.open_bundle`.
       backend: `cpu`, or a loaded `Backend` of the caller's own.
-      policy: what happens when the window is full. `rebuild` computes what the official loop computes: the oldest turn
-        is dropped, its question is attached to the first kept turn, and the window is prefilled again from cached
-        visual tokens with positions from 0.
+      policy: what happens when the window is full. `slide` cuts the oldest turn out of the cache, where everything else
+        stays, at constant cost; open questions stay in front of the first kept turn. `rebuild` computes what the
+        official loop computes: it prefills the window again from cached visual tokens, with positions from 0. Until
+        the window is full for the first time both give the same logits. None is `slide` where the backend can, else
+        `rebuild`.
       window_turns: turns kept, the present one included; None takes the bundle's default.
       max_reply_tokens: a longer reply is cut and closed, so that it never stalls the stream.
       sampling: how reply tokens are chosen; greedy by default. The decision to speak is always the most likely token.
       threads: for the backend.
 
+    Attributes:
+      policy: the one in use.
+      notices: sentences for the user about what the backend could not have as it should be.
+
     All memory that grows with the window is allocated here. Not thread-safe: one session, one thread.
+
+    Raises:
+      UsageError: an option makes no sense, or the backend cannot do it.
+      MemoryBudgetError: the window does not fit; names the bytes wanted and free, and the window that would fit.
     """
 
     def __init__(
@@ -55,7 +68,7 @@ class StreamSession:
         bundle: Bundle,
         *,
         backend: str | Backend = "cpu",
-        policy: str = "rebuild",
+        policy: str | None = None,
         window_turns: int | None = None,
         max_reply_tokens: int | None = None,
         sampling: Sampling | None = None,
@@ -63,8 +76,7 @@ class StreamSession:
         clock: Clock | None = None,
     ) -> None:
         manifest = bundle.manifest
-        if policy not in POLICIES:
-            raise UsageError(f"Policy `{policy}` is not available in this version", hint="Use `--policy rebuild`")
+        check_policy(policy)
         self.window_turns = _at_least_one("window", manifest.stream.window_turns, window_turns)
         self.max_reply_tokens = _at_least_one("reply length", manifest.stream.max_reply_tokens, max_reply_tokens)
         self._clock = clock or SystemClock()
@@ -73,25 +85,33 @@ class StreamSession:
         self._states = StateReader(manifest.tokens)
         self._sampling = sampling or Sampling()
         self._sampler = Sampler(self._sampling)
+        self._questions = Questions(self._conversation.question_tokens)
         loaded = load_backend(backend, bundle, threads=threads) if isinstance(backend, str) else backend
+        self.policy = chosen_policy(policy, evicts_in_place=loaded.evicts_in_place)
         self._vision = VisionEncoder(manifest, loaded)
-        plan = plan_cache(manifest, self._conversation, self.window_turns, self.max_reply_tokens)
-        self._decoder = Decoder(manifest, bundle.file(manifest.embedding.file), loaded, plan.capacity_tokens)
-        self._history = History(self.window_turns + 1, manifest.max_visual_tokens, manifest.decoder_facts.hidden_size)
-        self._decoder.prefill([self._conversation.system_ids])
-        self._after_system = self._decoder.kv_cache.mark()
-        self._window = RebuildWindow(
+        self.notices: list[str] = list(getattr(loaded, "notices", []))
+        plan = plan_cache(
+            manifest,
             self._conversation,
-            self._history,
-            self._decoder.kv_cache,
-            self._after_system,
-            window_turns=self.window_turns,
-            reserve_tokens=self.max_reply_tokens,
+            self.window_turns,
+            self.max_reply_tokens,
+            policy=self.policy,
+            evicts_in_place=loaded.evicts_in_place,
         )
-        self._asked: list[str] = []
-        self._questions: list[OpenQuestion] = []
-        self._pending_ids: list[int] = []
+        check_fits(plan)
+        with out_of_memory(plan):
+            self._decoder = Decoder(manifest, bundle.file(manifest.embedding.file), loaded, plan.capacity_tokens)
+            self._decoder.prefill([self._conversation.system_ids])
+            self._window = self._make_window(manifest, plan)
         self._last_t: int | None = None
+
+    def _make_window(self, manifest: Manifest, plan: CachePlan) -> Window:
+        turns, reserve_tokens = plan.window_turns, plan.longest_reply_tokens
+        parts = (self._conversation, self._decoder.kv_cache, self._decoder.kv_cache.mark())
+        if self.policy == SLIDE:
+            return SlideWindow(*parts, window_turns=turns, reserve_tokens=reserve_tokens)
+        history = History(turns + 1, manifest.max_visual_tokens, manifest.decoder_facts.hidden_size)
+        return RebuildWindow(*parts, history, window_turns=turns, reserve_tokens=reserve_tokens)
 
     @property
     def kv_tokens(self) -> int:
@@ -105,22 +125,42 @@ class StreamSession:
 
     @property
     def position(self) -> int:
-        """Rotary position of the next token."""
+        """Rotary position of the next token, as the model sees it: nothing is missing in front of it."""
         return self._decoder.kv_cache.position
+
+    @property
+    def rotated_position(self) -> int:
+        """Rotary position that the next token's key is written with; cached keys are never turned again."""
+        return self._decoder.kv_cache.rotated_position
 
     @property
     def kept_turns(self) -> int:
         """Turns in the window."""
-        return len(self._history)
+        return len(self._window)
 
-    def ask(self, text: str) -> None:
-        """Ask a question; it joins the next pushed turn and stays open.
+    @property
+    def open_questions(self) -> dict[int, str]:
+        """The questions that are not closed, by number, oldest first; those included that wait for the next turn."""
+        return {question.number: question.text for question in self._questions.open_or_asked}
+
+    def ask(self, text: str) -> int:
+        """Ask a question; it joins the next pushed turn and stays open until it is closed. Returns its number.
 
         Raises:
           QuestionError: empty, or too long to stay in the window.
         """
-        self.check_question(text)
-        self._asked.append(text.strip())
+        return self._questions.ask(text)
+
+    def close_question(self, question: int | str) -> str:
+        """Close a question, by its number or its text; the model need not mind it any longer. Returns its text.
+
+        It leaves the window with its turn, or with the next turn if its own has left. With no question open the model
+        is not asked, as before the first one.
+
+        Raises:
+          QuestionError: no such question is open.
+        """
+        return self._questions.close(question).text
 
     def check_question(self, text: str) -> None:
         """Refuse a question that `ask` would refuse.
@@ -128,16 +168,7 @@ class StreamSession:
         Raises:
           QuestionError: empty, or too long, with those that wait for the next turn, to stay in the window.
         """
-        question = text.strip()
-        if not question:
-            raise QuestionError("A question is empty", hint="Ask something, for example `Describe each event.`")
-        tokens = self._conversation.question_tokens([OpenQuestion(0, q) for q in (*self._asked, question)])
-        if tokens > MAX_QUESTION_TOKENS:
-            raise QuestionError(
-                f"The questions of one turn should have at most {MAX_QUESTION_TOKENS} tokens to stay in the window, "
-                f"found {tokens}",
-                hint="Ask something shorter",
-            )
+        self._questions.check(text)
 
     def push(self, pixels: np.ndarray, t: int, on_text: Callable[[str], None] | None = None) -> Turn:
         """Give the model the frame of stream second `t` and return what it decided.
@@ -159,27 +190,27 @@ class StreamSession:
         stopwatch.lap("preprocess")
         frame = self._vision.encode(resized, patches)
         stopwatch.lap("encode")
-        question = self._take_questions(t)
-        newest = self._history.append(t, question, frame)
+        joined = self._questions.join_turn()
+        asked = bool(self._questions.open)
         self._last_t = t
-        segments, evicted_turns = self._window.prompt_for(newest, self._pending_ids, self._questions)
-        logits = self._decoder.prefill(segments).copy() if segments else None
+        prompt = self._window.begin_turn(t, joined, frame, asked=asked)
+        logits = self._decoder.prefill(prompt.segments).copy() if prompt.segments else None
         stopwatch.lap("append")
-        if not self._questions:
+        if not asked:
             logits = None  # as in the official loop, the model is not asked before there is a question
-        reply = self._reply(newest, logits, on_text)
+        reply = self._reply(logits, on_text)
         stopwatch.lap("decode")
         return Turn(
             t=t,
             state=reply.state,
             text=reply.text,
             logits=logits,
-            question=question,
+            question="\n".join(question.text for question in joined),
             visual_tokens=len(frame.embeds),
             reply_tokens=len(reply.ids),
             truncated=reply.truncated,
             off_protocol=reply.off_protocol,
-            evicted_turns=evicted_turns,
+            evicted_turns=prompt.evicted_turns,
             kv_tokens=self.kv_tokens,
             timing_ms=stopwatch.laps_ms("turn"),
         )
@@ -187,9 +218,8 @@ class StreamSession:
     def reset(self) -> None:
         """Forget the whole conversation, questions included; nothing is allocated again."""
         self._window.reset()
-        self._history.clear()
+        self._questions.clear()
         self._sampler = Sampler(self._sampling)
-        self._asked, self._questions, self._pending_ids = [], [], []
         self._last_t = None
 
     def _check_t(self, t: int) -> int:
@@ -201,8 +231,8 @@ class StreamSession:
             raise UsageError(f"Stream seconds should advance from 0: found {second} after {self._last_t}")
         return second
 
-    def _reply(self, turn: KeptTurn, logits: np.ndarray | None, on_text: Callable[[str], None] | None) -> Reply:
-        """The model's reply to `turn`; silence where there are no logits."""
+    def _reply(self, logits: np.ndarray | None, on_text: Callable[[str], None] | None) -> Reply:
+        """The model's reply to the turn; silence where there are no logits."""
         reply = Reply(self._decoder, self._tokenizer, self._states, self._sampler, self.max_reply_tokens)
         try:
             if logits is None:
@@ -210,17 +240,8 @@ class StreamSession:
             else:
                 reply.run(logits, on_text)
         finally:  # also when `on_text` raises: what was said so far is part of the conversation
-            turn.reply_ids = reply.ids
-            self._pending_ids = [*reply.unfed_ids, *self._conversation.closing_ids]
+            self._window.end_turn(reply.ids, reply.unfed_ids)
         return reply
-
-    def _take_questions(self, t: int) -> str:
-        """What was asked since the last turn, as this turn's question; it stays open."""
-        asked, self._asked = self._asked, []
-        self._questions += [OpenQuestion(t, text) for text in asked]
-        while self._conversation.question_tokens(self._questions) > MAX_QUESTION_TOKENS:
-            self._questions.pop(0)
-        return "\n".join(asked)
 
 
 def _at_least_one(name: str, default: int, chosen: int | None) -> int:

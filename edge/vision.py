@@ -1,6 +1,6 @@
-"""A camera frame to visual tokens: preprocessing, the tables of its size, and the vision graph.
+"""A camera frame to visual tokens: preprocessing and the vision graph.
 
-Owns the tables, computed once for each frame size. Does not know what becomes of the tokens.
+Owns which frames are taken. Knows neither what the graph needs beside patches nor what becomes of the tokens.
 """
 
 from __future__ import annotations
@@ -13,11 +13,6 @@ from edge.decoder import FrameTokens
 from edge.errors import FrameError
 from edge.frames import check_pixels
 from edge.preprocess import grid_of, patchify, resize_frame, smart_resize
-from edge.rope import frame_tables
-
-MAX_SIZES_KEPT = 8
-
-Tables = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class VisionEncoder:
@@ -25,10 +20,8 @@ class VisionEncoder:
 
     def __init__(self, manifest: Manifest, backend: Backend) -> None:
         self._preprocess = manifest.preprocess
-        self._facts = manifest.vision_facts
         self._max_visual_tokens = manifest.max_visual_tokens
         self._backend = backend
-        self._tables: dict[tuple[int, int], Tables] = {}
 
     def resize(self, pixels: object) -> np.ndarray:
         """The frame at the model's size: (H, W, 3) uint8 RGB.
@@ -51,22 +44,12 @@ class VisionEncoder:
         return resize_frame(checked, self._preprocess)
 
     def patches(self, resized: np.ndarray) -> np.ndarray:
-        """The vision graph's input for a resized frame: (P, channels * time * patch area) float32."""
+        """The vision graph's input for a resized frame: (P, 3 * patch_size**2) float32."""
         return patchify(resized, self._preprocess)
 
     def encode(self, resized: np.ndarray, patches: np.ndarray) -> FrameTokens:
         """Visual tokens of a resized frame, given its patches. Cost: one run of the vision graph."""
         rows, columns = grid_of(resized.shape[0], resized.shape[1], self._preprocess)
-        embeds = self._backend.encode(patches, *self._tables_of(rows, columns))
+        embeds = self._backend.encode(patches, rows, columns)
         merge = self._preprocess.merge_size
         return FrameTokens(embeds, rows // merge, columns // merge)
-
-    def _tables_of(self, rows: int, columns: int) -> Tables:
-        tables = self._tables.get((rows, columns))
-        if tables is None:
-            merge, patch_size = self._preprocess.merge_size, self._preprocess.patch_size
-            tables = frame_tables(rows, columns, self._facts, merge=merge, patch_size=patch_size)
-            if len(self._tables) >= MAX_SIZES_KEPT:
-                self._tables.pop(next(iter(self._tables)))
-            self._tables[rows, columns] = tables
-        return tables

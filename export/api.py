@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,27 @@ from export.bundle_writer import BundleWriter
 from export.checkpoint import Checkpoint, open_checkpoint, read_file
 from export.decoder import build_decoder
 from export.expected import compute_expected, load_expected, save_expected
-from export.graph_check import GraphCheck
-from export.graph_session import EXACT
+from export.native import NativeOperators, unsupported
 from export.onnx_writer import GraphBuilder
-from export.parity import ROUNDED, RoundedCheck, compare, require_parity
+from export.parity import require_parity
 from export.probe import Probe, build_probe
+from export.proof import Written, prove
 from export.reference import require_packages
-from export.rounded import RoundedCheckpoint
+from export.stock import Operators
 from export.stream_attention import stream_attention_function
 from export.stream_config import StreamFile, read_preprocess, read_stream_file
 from export.tokens import token_ids
 from export.vision import build_vision
 from export.weight_store import BITS, StoredTensor, WeightFile
-from export.weights import PRECISIONS, WeightWriter, write_decoder, write_embeddings, write_vision
+from export.weights import (
+    PRECISIONS,
+    QUANTIZED,
+    WeightWriter,
+    vision_precision,
+    write_decoder,
+    write_embeddings,
+    write_vision,
+)
 
 Progress = Callable[[str, int, int], None]
 """Called as the export goes on: (stage, done, total). Stages: embeddings, vision, decoder, parity."""
@@ -41,9 +49,7 @@ Progress = Callable[[str, int, int], None]
 VISION_DATA = "vision.data"
 DECODER_DATA = "decoder.data"
 PRODUCER = "streamo-edge"
-PARITY_BASE_BYTES = 700 * 10**6
-"""What Python, torch, transformers and ONNX Runtime take before any weight, with room for activations."""
-SMALLEST_BUDGET_BYTES = 128 << 20
+KV_DTYPES = {"fp32": "float32", "int8": "int8"}
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
@@ -52,6 +58,7 @@ def export_checkpoint(
     bundle_dir: str | Path,
     *,
     weights: str = "fp32",
+    kv: str | None = None,
     block_size: int = 32,
     allow_mismatch: bool = False,
     progress: Progress | None = None,
@@ -63,7 +70,9 @@ def export_checkpoint(
     Args:
       checkpoint_dir: a Hugging Face folder; only files directly in it are read.
       bundle_dir: the folder to create.
-      weights: fp32, fp16, int8 or int4, of the decoder's linear maps. The vision tower is fp32 for fp32, else fp16.
+      weights: fp32, fp16, int8 or int4, of the decoder's linear maps. The vision tower is int8 for int8 and int4.
+      kv: fp32 or int8, of the native decoder's KV cache; None: int8 with weights of int8 or int4, else fp32. The stock
+        decoder's cache is always fp32.
       block_size: weights along K that share a scale in int8 and int4.
       allow_mismatch: write the bundle even if it does not compute what PyTorch computes.
       progress: called as (stage, done, total).
@@ -82,30 +91,27 @@ def export_checkpoint(
     """
     if weights not in PRECISIONS:
         raise UsageError(f"Weights {weights!r}: expected one of {', '.join(PRECISIONS)}")
+    if kv not in (None, *KV_DTYPES):
+        raise UsageError(f"KV cache {kv!r}: expected one of {', '.join(KV_DTYPES)}")
     if block_size not in BLOCK_SIZES:
         raise UsageError(f"Block size {block_size}: expected one of {', '.join(map(str, BLOCK_SIZES))}")
     report = progress or (lambda stage, done, total: None)
     source = _open(Path(checkpoint_dir))
     checkpoint = source.checkpoint
+    precisions, native = _precisions(source, weights, kv, block_size)
     recorded = load_expected(Path(reference), checkpoint, source.probe) if reference else None
     if recorded is None:
         require_packages()
     with BundleWriter(Path(bundle_dir), _estimate_bytes(checkpoint, weights), overwrite=overwrite) as bundle:
         bundle.add(contract.TOKENIZER_FILE, source.tokenizer)
         embedding = _write_embeddings(bundle, checkpoint, weights, report)
-        vision, vision_writer = _write_vision(bundle, checkpoint, weights, report)
-        decoder, decoder_writer = _write_decoder(bundle, checkpoint, weights, block_size, embedding, report)
-        report("parity", 0, 2)
-        expected = recorded or compute_expected(checkpoint, source.probe)
-        report("parity", 1, 2)
-        stored = {"embedding": embedding, **decoder_writer.stored}
-        budget_bytes = _weights_budget_bytes(checkpoint)
-        graphs = GraphCheck(bundle.folder, checkpoint.facts, vision_writer.stored, stored, budget_bytes)
-        check = None
-        if recorded is None and weights in ROUNDED:
-            check = _rounded_check(bundle, source, vision_writer, decoder_writer, stored)
-        parity = compare(source.probe, graphs, expected, weights, check)
-        report("parity", 2, 2)
+        vision, vision_writer = _write_vision(bundle, checkpoint, weights, block_size, native, report)
+        decoder, decoder_writer = _write_decoder(bundle, checkpoint, precisions, embedding, native, report)
+        report("parity", 0, 1)
+        kv_dtypes = precisions.kv_dtypes if native else None
+        written = Written(bundle.folder, checkpoint, weights, vision_writer, decoder_writer, embedding, kv_dtypes)
+        parity = prove(written, source.probe, recorded)
+        report("parity", 1, 1)
         if not allow_mismatch:
             require_parity(parity)
         manifest = Manifest(
@@ -120,7 +126,7 @@ def export_checkpoint(
             embedding=EmbeddingTable(embedding.file, *_two(embedding.shape), embedding.dtype),
             vision=vision,
             decoder=decoder,
-            kv_dtypes=("float32",) * checkpoint.facts.decoder.layers,
+            kv_dtypes=precisions.kv_dtypes,
             files=dict(sorted(bundle.files.items())),
             stream=source.stream.defaults,
             parity=parity,
@@ -164,6 +170,31 @@ def _open(folder: Path) -> _Source:
     return _Source(checkpoint, tokenizer, tokens, stream, preprocess, notes, probe)
 
 
+@dataclass(frozen=True)
+class _Precisions:
+    """What the decoder's numbers become."""
+
+    weights: str
+    block: int
+    kv_dtypes: tuple[str, ...]
+
+
+def _precisions(source: _Source, weights: str, kv: str | None, block: int) -> tuple[_Precisions, Operators | None]:
+    """The decoder's precisions, and the operators of the native graphs; None where they do not cover the model."""
+    facts = source.checkpoint.facts
+    reason = unsupported(facts)
+    if reason:
+        source.notes.append(f"no native graphs: {reason}")
+        if kv == "int8":
+            raise UsageError(
+                f"An int8 KV cache needs the native operators, which do not cover this model: {reason}",
+                hint="Export with `--kv fp32`",
+            )
+    kv = kv or ("int8" if weights in QUANTIZED and not reason else "fp32")
+    dtypes = (KV_DTYPES[kv],) * facts.decoder.layers
+    return _Precisions(weights, block, dtypes), None if reason else NativeOperators.of(dtypes)
+
+
 def _write_embeddings(bundle: BundleWriter, checkpoint: Checkpoint, weights: str, report: Progress) -> StoredTensor:
     report("embeddings", 0, 1)
     with WeightFile(bundle.folder / contract.EMBEDDING_FILE) as file:
@@ -175,39 +206,43 @@ def _write_embeddings(bundle: BundleWriter, checkpoint: Checkpoint, weights: str
 
 
 def _write_vision(
-    bundle: BundleWriter, checkpoint: Checkpoint, weights: str, report: Progress
+    bundle: BundleWriter, checkpoint: Checkpoint, weights: str, block: int, native: Operators | None, report: Progress
 ) -> tuple[Component, WeightWriter]:
     with WeightFile(bundle.folder / VISION_DATA) as file:
-        writer = WeightWriter(checkpoint, file)
+        writer = WeightWriter(checkpoint, file, block)
         write_vision(writer, weights, partial(report, "vision"))
     bundle.record(VISION_DATA, file.facts())
-    builder = build_vision(checkpoint.facts, writer.stored)
+    build = partial(build_vision, checkpoint.facts, writer.stored)
+    builder = build()
     bundle.add(contract.VISION_FILE, builder.serialize("vision", PRODUCER))
-    return _component(contract.VISION_FILE, "fp32" if weights == "fp32" else "fp16", builder), writer
+    component = _component(contract.VISION_FILE, vision_precision(weights), builder)
+    if native is None:
+        return component, writer
+    bundle.add(contract.NATIVE_VISION_FILE, build(operators=native).serialize("vision", PRODUCER))
+    return replace(component, native_file=contract.NATIVE_VISION_FILE), writer
 
 
 def _write_decoder(
-    bundle: BundleWriter, checkpoint: Checkpoint, weights: str, block: int, embedding: StoredTensor, report: Progress
+    bundle: BundleWriter,
+    checkpoint: Checkpoint,
+    precisions: _Precisions,
+    embedding: StoredTensor,
+    native: Operators | None,
+    report: Progress,
 ) -> tuple[Component, WeightWriter]:
+    facts = checkpoint.facts.decoder
     with WeightFile(bundle.folder / DECODER_DATA) as file:
-        writer = WeightWriter(checkpoint, file, block)
-        write_decoder(writer, weights, embedding, partial(report, "decoder"))
+        writer = WeightWriter(checkpoint, file, precisions.block)
+        write_decoder(writer, precisions.weights, embedding, precisions.kv_dtypes, partial(report, "decoder"))
     bundle.record(DECODER_DATA, file.facts())
-    builder = build_decoder(checkpoint.facts.decoder, writer.stored)
-    functions = [stream_attention_function(checkpoint.facts.decoder)]
-    bundle.add(contract.DECODER_FILE, builder.serialize("decoder", PRODUCER, functions))
-    return _component(contract.DECODER_FILE, weights, builder), writer
-
-
-def _rounded_check(
-    bundle: BundleWriter, source: _Source, vision: WeightWriter, decoder: WeightWriter, stored: dict[str, StoredTensor]
-) -> RoundedCheck:
-    """PyTorch over the weights that the bundle stores, and the graphs that it is compared with."""
-    checkpoint = source.checkpoint
-    rounded = RoundedCheckpoint.of(checkpoint, bundle.folder, [vision, decoder], stored["embedding"])
-    budget_bytes = _weights_budget_bytes(checkpoint)
-    graphs = GraphCheck(bundle.folder, checkpoint.facts, vision.stored, stored, budget_bytes, accuracy_level=EXACT)
-    return RoundedCheck(graphs, compute_expected(rounded, source.probe))
+    build = partial(build_decoder, facts, writer.stored)
+    builder = build()
+    bundle.add(contract.DECODER_FILE, builder.serialize("decoder", PRODUCER, [stream_attention_function(facts)]))
+    component = _component(contract.DECODER_FILE, precisions.weights, builder)
+    if native is None:
+        return component, writer
+    bundle.add(contract.NATIVE_DECODER_FILE, build(operators=native).serialize("decoder", PRODUCER))
+    return replace(component, native_file=contract.NATIVE_DECODER_FILE), writer
 
 
 def _two(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -223,15 +258,10 @@ def _estimate_bytes(checkpoint: Checkpoint, weights: str) -> int:
     """About what the bundle takes: all parameters in their precision with block scales, and the embedding table."""
     facts = checkpoint.facts.decoder
     table = facts.vocab_size * facts.hidden_size * (4 if weights == "fp32" else 2)
-    bits = BITS[PRECISIONS[weights]] + (2 if weights in ("int8", "int4") else 0)
+    scale_bits = 2 if weights in QUANTIZED else 0
+    bits, tower_bits = (BITS[PRECISIONS[part]] + scale_bits for part in (weights, vision_precision(weights)))
     tower = sum(entry.count for name, entry in checkpoint.entries.items() if ".visual." in name)
-    return table + (checkpoint.parameters - tower) * bits // 8 + tower * (4 if weights == "fp32" else 2)
-
-
-def _weights_budget_bytes(checkpoint: Checkpoint) -> int:
-    """Memory for weights while parity is checked: the whole export stays under twice the largest tensor + 1 GB."""
-    largest = max(entry.bytes for entry in checkpoint.entries.values())
-    return max(SMALLEST_BUDGET_BYTES, 2 * largest + 10**9 - PARITY_BASE_BYTES)
+    return table + (checkpoint.parameters - tower) * bits // 8 + tower * tower_bits // 8
 
 
 def _provenance(checkpoint: Checkpoint, notes: list[str]) -> dict[str, Any]:

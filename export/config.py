@@ -60,8 +60,8 @@ class ModelFacts:
 
     @property
     def patch_values(self) -> int:
-        """Numbers in one patch as the vision graph takes it."""
-        return 3 * self.temporal_patch_size * self.patch_size**2
+        """Numbers in one patch as the vision graph takes it: of one frame, which fills every temporal slice."""
+        return 3 * self.patch_size**2
 
 
 def facts_from_config(config: Mapping[str, Any], *, has_head: bool = False) -> ModelFacts:

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from edge import contract
-from edge.rope import decoder_rope, frame_tables
+from edge.rope import decoder_rope
 from export import decoder, vision
 from export.config import ModelFacts
+from export.graph_kinds import StockGraphs, Tables
 from export.graph_session import AS_RUNTIME, GraphSession
 from export.onnx_writer import GraphBuilder
-from export.stream_attention import stream_attention_function
 from export.weight_store import StoredTensor
 
 SLICE_FILE = "slice.onnx"
@@ -41,6 +41,7 @@ class GraphCheck:
     Args:
       budget_bytes: memory that weights may take; a graph that needs more is run in slices.
       accuracy_level: of products with quantised weights, see `graph_session`.
+      kind: which graphs, and what they take.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class GraphCheck:
         budget_bytes: int,
         *,
         accuracy_level: str = AS_RUNTIME,
+        kind: StockGraphs | None = None,
     ) -> None:
         self.folder = folder
         self.facts = facts
@@ -59,6 +61,7 @@ class GraphCheck:
         self._decoder_weights = decoder_weights
         self._budget_bytes = budget_bytes
         self._accuracy_level = accuracy_level
+        self._kind = kind or StockGraphs()
 
     def embeddings(self, ids: np.ndarray) -> np.ndarray:
         """Rows (T, W) float32 of the bundle's embedding table."""
@@ -69,22 +72,17 @@ class GraphCheck:
 
     def vision(self, frames: list[tuple[np.ndarray, int, int]]) -> list[np.ndarray]:
         """Embeddings (N, W) of frames given as (patches, rows, columns)."""
-        facts = self.facts
-        tables = [
-            frame_tables(rows, columns, facts.vision, merge=facts.merge_size, patch_size=facts.patch_size)
-            for _, rows, columns in frames
-        ]
+        geometry = [self._kind.frame(self.facts, rows, columns) for _, rows, columns in frames]
         slices = self._slices(self._vision_weights, "blocks", self.facts.vision.depth)
-        values = [patches for patches, _, _ in frames]
+        values = [patches[order] for (patches, _, _), (_, order) in zip(frames, geometry, strict=True)]
         for blocks in slices:
             session, whole = None, len(slices) == 1  # free the slice before this one first
-            builder = vision.build_vision(self.facts, self._vision_weights, blocks)
-            session = self._session(contract.VISION_FILE if whole else self._write(builder))
+            builder = vision.build_vision(self.facts, self._vision_weights, blocks, operators=self._kind.operators)
+            session = self._session(self._kind.vision_file if whole else self._write(builder))
             first = contract.PATCHES if blocks.start == 0 else vision.HIDDEN
-            for i, (cos, sin, mask) in enumerate(tables):
-                names = (contract.VISION_COS, contract.VISION_SIN, contract.WINDOW_MASK)
-                values[i] = session.run({first: values[i], **dict(zip(names, (cos, sin, mask), strict=True))})[0]
-        return values
+            values = [session.run({first: v, **feeds})[0] for v, (feeds, _) in zip(values, geometry, strict=True)]
+        block = self.facts.merge_size**2
+        return [v[np.argsort(order[::block])] for v, (_, order) in zip(values, geometry, strict=True)]
 
     def decoder(self, appends: list[Append]) -> np.ndarray:
         """Logits (n, V) after each of `n` appends, with a cache that grows."""
@@ -97,9 +95,10 @@ class GraphCheck:
         for layers in slices:
             session = None  # free the slice before this one first
             if whole:
-                session = self._session(contract.DECODER_FILE)
+                session = self._session(self._kind.decoder_file)
             else:
-                builder = decoder.build_decoder(facts, weights, layers, head=False)
+                operators = self._kind.operators
+                builder = decoder.build_decoder(facts, weights, layers, head=False, operators=operators)
                 session = self._session(self._write(builder, attention=True))
             first = contract.INPUTS_EMBEDS if layers.start == 0 else decoder.HIDDEN
             values = self._run_appends(session, first, layers, values, tables)
@@ -111,19 +110,13 @@ class GraphCheck:
         first: str,
         layers: range,
         values: list[np.ndarray],
-        tables: list[tuple[np.ndarray, np.ndarray]],
+        tables: list[Tables],
     ) -> list[np.ndarray]:
-        facts = self.facts.decoder
-        shape = (1, facts.num_kv_heads, sum(len(cos) for cos, _ in tables), facts.head_dim)
-        names = [name for i in layers for name in (contract.key_cache_name(i), contract.value_cache_name(i))]
-        caches = {name: np.zeros(shape, np.float32) for name in names}
-        cached, results = 0, []
-        for value, (cos, sin) in zip(values, tables, strict=True):
-            feeds = {first: value, contract.ROPE_COS: cos, contract.ROPE_SIN: sin,
-                     contract.CACHE_LENGTH: np.array([cached], np.int32), **caches}  # fmt: skip
-            result, *updated = session.run(feeds)
-            caches = dict(zip(names, updated, strict=True))
-            cached += len(cos)
+        caches = self._kind.caches(self.facts.decoder, layers, sum(len(cos) for cos, _ in tables))
+        results = []
+        for i, value in enumerate(values):
+            result, *updated = session.run({first: value, **self._kind.append(tables, i), **caches})
+            caches = dict(zip(caches, updated, strict=True))
             results.append(result)
         return results
 
@@ -140,7 +133,7 @@ class GraphCheck:
             if step < facts.vocab_size:
                 part["head.weight"] = head.rows(first, min(first + step, facts.vocab_size))
             session = None  # free the piece before this one first
-            session = self._session(self._write(decoder.build_head(facts, part)))
+            session = self._session(self._write(decoder.build_head(facts, part, operators=self._kind.operators)))
             for i, value in enumerate(values):
                 pieces[i].append(session.run({decoder.HIDDEN: value})[0])
         return [np.concatenate(parts, axis=1) for parts in pieces]
@@ -165,12 +158,13 @@ class GraphCheck:
         return [*slices, range(start, count)]
 
     def _write(self, builder: GraphBuilder, *, attention: bool = False) -> str:
-        functions = [stream_attention_function(self.facts.decoder)] if attention else []
+        make = self._kind.operators(builder)
+        functions = make.functions(self.facts.decoder) if attention else []
         (self.folder / SLICE_FILE).write_bytes(builder.serialize("slice", "slice", functions))
         return SLICE_FILE
 
     def _session(self, file: str) -> GraphSession:
-        session = GraphSession(self.folder / file, self._accuracy_level)
+        session = GraphSession(self.folder / file, self._accuracy_level, self._kind.library)
         if file == SLICE_FILE:
             (self.folder / file).unlink()
         return session

@@ -23,6 +23,7 @@ ELEMENT_TYPES = {
     "float16": TensorProto.FLOAT16,
     "int8": TensorProto.INT8,
     "int4": TensorProto.INT4,
+    "uint8": TensorProto.UINT8,
     "int32": TensorProto.INT32,
     "int64": TensorProto.INT64,
 }
@@ -91,9 +92,16 @@ class GraphBuilder:
 
     def weight(self, name: str) -> str:
         """A weight in an external file."""
+        return self._external(name, self.stored[name].dtype, self.stored[name].shape)
+
+    def weight_bytes_of(self, name: str) -> str:
+        """A weight in an external file as one vector of its bytes, for operators that unpack it themselves."""
+        return self._external(name, "uint8", (self.stored[name].length,))
+
+    def _external(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:
         if name not in self._initializers:
             stored = self.stored[name]
-            tensor = TensorProto(name=name, data_type=ELEMENT_TYPES[stored.dtype], dims=stored.shape)
+            tensor = TensorProto(name=name, data_type=ELEMENT_TYPES[dtype], dims=shape)
             tensor.data_location = TensorProto.EXTERNAL
             for key, value in (("location", stored.file), ("offset", stored.offset), ("length", stored.length)):
                 tensor.external_data.add(key=key, value=str(value))

@@ -22,6 +22,11 @@ def block_for(k: int, block_size: int) -> int | None:
     return None
 
 
+def padded_width(width: int, block_size: int) -> int:
+    """The width that an inner dimension of our own choosing gets, so that a block divides it."""
+    return width if block_for(width, block_size) else -(-width // block_size) * block_size
+
+
 def quantize_blocks(values: np.ndarray, block: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Quantise whole blocks of rows.
 

@@ -64,10 +64,12 @@ class Reference:
             self._load_when_called(module, prefix)
 
     def vision(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
-        """Embeddings (N, W) float32 of one frame of rows x columns patches."""
+        """Embeddings (N, W) float32 of one frame of rows x columns patches, given without their time axis."""
         torch = self._torch
+        slices = self._checkpoint.facts.temporal_patch_size
+        pixels = np.repeat(patches.reshape(len(patches), 3, 1, -1), slices, axis=2).reshape(len(patches), -1)
         with torch.inference_mode():
-            embeds = self._model.visual(torch.from_numpy(patches), grid_thw=torch.tensor([[1, rows, columns]]))
+            embeds = self._model.visual(torch.from_numpy(pixels), grid_thw=torch.tensor([[1, rows, columns]]))
         return np.asarray(embeds.numpy())
 
     def positions(self, ids: np.ndarray, grids: list[tuple[int, int]]) -> np.ndarray:

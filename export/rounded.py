@@ -64,7 +64,12 @@ class RoundedCheckpoint(Checkpoint):
         matrix = self.matrices.get(name)
         if matrix is None:
             return super().read(name)
-        return self._columns(matrix, matrix.first, matrix.last).reshape(self.entries[name].shape)
+        values, shape = self._columns(matrix, matrix.first, matrix.last), self.entries[name].shape
+        if len(shape) == 2:
+            return values[:, : shape[1]]  # without the rows that it was filled up with
+        slices = shape[2]  # a convolution, summed over time: any values with that sum will do
+        whole = (values / np.float32(slices)).reshape(shape[0], shape[1], 1, *shape[3:])
+        return np.ascontiguousarray(np.broadcast_to(whole, shape))
 
     def token_rows(self, first: int, last: int) -> np.ndarray:
         """Embeddings of the tokens `first` to `last`, (last - first, W) float32."""

@@ -38,9 +38,8 @@ def read_preprocess(checkpoint: Checkpoint) -> tuple[PreprocessConfig, list[str]
     """
     facts = checkpoint.facts
     values = parse_json(PREPROCESSOR_FILE, read_file(checkpoint.folder, PREPROCESSOR_FILE))
-    expected = {"patch_size": facts.patch_size, "merge_size": facts.merge_size,
-                "temporal_patch_size": facts.temporal_patch_size}  # fmt: skip
-    for key, value in expected.items():
+    sizes = {"patch_size": facts.patch_size, "merge_size": facts.merge_size}
+    for key, value in {**sizes, "temporal_patch_size": facts.temporal_patch_size}.items():
         found = values.get(key, value)
         _expect(found == value, PREPROCESSOR_FILE, key, f"{value} as in `config.json`", found)
     default = PreprocessConfig()
@@ -59,7 +58,7 @@ def read_preprocess(checkpoint: Checkpoint) -> tuple[PreprocessConfig, list[str]
     factor = facts.patch_size * facts.merge_size
     _expect(max(low, factor**2) <= high, PREPROCESSOR_FILE, "max_pixels", f"at least {max(low, factor**2)}", high)
     config = PreprocessConfig(
-        **expected,
+        **sizes,
         min_pixels=low,
         max_pixels=high,
         image_mean=_three(values.get("image_mean", default.image_mean), "image_mean"),

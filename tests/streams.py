@@ -95,14 +95,22 @@ class ScriptedSession:
         self.before_turn = before_turn
         self.served: list[tuple[int, int]] = []  # (second, red value of its picture)
         self.asked: list[str] = []
+        self.closed: list[str] = []
         self.thread_names: set[str] = set()
         self._waiting: list[str] = []
 
-    def ask(self, text: str) -> None:
+    def ask(self, text: str) -> int:
         if len(text) > 300:
             raise QuestionError(f"The question has {len(text)} characters, the window holds 300")
         self.asked.append(text)
         self._waiting.append(text)
+        return len(self.asked)
+
+    def close_question(self, question: int | str) -> str:
+        if question not in self.asked or question in self.closed:
+            raise QuestionError(f"No question `{question}` is open")
+        self.closed.append(str(question))
+        return str(question)
 
     def push(self, pixels: np.ndarray, t: int, on_text: Callable[[str], None] | None = None) -> Turn:
         self.thread_names.add(threading.current_thread().name)

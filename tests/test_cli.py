@@ -80,6 +80,10 @@ def copied(demo_bundle: Bundle, tmp_path: Path) -> Path:
         (["run", "b", "--source", "s", "--ask", " "], "empty", "--ask"),
         (["run", "b", "--source", "s", "--ask-at", "soon", "Why?"], "'soon'", "--ask-at 12"),
         (["run", "b", "--source", "s", "--ask-at", "nan", "Why?"], "'nan'", "--ask-at 12"),
+        (["run", "b", "--source", "s", "--ask", "Why?", "--close-at", "soon", "Why?"], "'soon'", "--close-at 12"),
+        (["run", "b", "--source", "s", "--ask", "Why?", "--close-at", "9", "Wy?"], "nobody asks 'Wy?'", "`Why?`"),
+        (["run", "b", "--source", "s", "--ask-at", "9", "Why?", "--close-at", "3", "Why?"], "before it is", "later"),
+        (["run", "b", "--source", "s", "--ask", "a", "--policy", "slid"], "slid", "`slide`"),
         (["run", "b", "--source", "synthetic:tabel", "--ask", "a"], "tabel", "`table`"),
         (["run", "b", "--source", "synthetic:table?sed=7", "--ask", "a"], "`sed`", "`seed`"),
         (["run", "b", "--source", "synthetic:table?seconds=1", "--ask", "a"], "found '1'", "seconds=60"),
@@ -143,7 +147,7 @@ def test_a_spoilt_file_of_a_bundle_is_named(cli, copied, name, spoil):
         (truncate, "not valid JSON"),
         (lambda path: path.write_text("[]"), "JSON object"),
         (lambda path: path.write_text('{"schema": "streamo.bundle/9"}'), "streamo.bundle/9"),
-        (lambda path: path.write_text('{"schema": "streamo.bundle/1"}'), "`manifest.json`"),
+        (lambda path: path.write_text('{"schema": "streamo.bundle/2"}'), "`manifest.json`"),
     ],
 )
 def test_a_spoilt_manifest_is_explained(cli, copied, spoil, found):
@@ -289,13 +293,39 @@ def test_a_question_longer_than_the_window_exits_with_2(cli, demo_bundle):
     assert "token" in outcome.error
 
 
-@pytest.mark.parametrize(
-    "words", [("--policy", "slide"), ("--backend", "cuda"), ("--backend", "tensorrt"), ("--fps", "4"), ("--top-p", "7")]
-)
+@pytest.mark.parametrize("words", [("--backend", "cuda"), ("--backend", "tensorrt"), ("--fps", "4"), ("--top-p", "7")])
 def test_what_this_version_cannot_do_is_said(cli, demo_bundle, words):
     outcome = cli("run", demo_bundle.path, "--source", "synthetic:table?seconds=2", *ASK, "--pace", "fast", *words)
     assert outcome.code == 2
     assert words[1] in outcome.error
+
+
+def test_without_native_kernels_sliding_is_refused_and_the_default_says_what_it_does_instead(
+    cli, demo_bundle, monkeypatch
+):
+    monkeypatch.setattr("edge.native.available", lambda: "The native kernels are not there")
+    run = ("run", demo_bundle.path, "--source", "synthetic:table?seconds=2", *ASK, *FAST)
+    outcome = cli(*run, "--policy", "slide")
+    assert outcome.code == 2 and "`slide`" in outcome.error and "--policy rebuild" in outcome.err
+    outcome = cli(*run)
+    assert outcome.code == 0 and "policy rebuild" in outcome.err
+    assert outcome.err.count("cannot slide") == 1
+
+
+def test_a_run_says_what_its_window_holds_before_it_starts(cli, demo_bundle):
+    run = ("run", demo_bundle.path, "--source", "synthetic:table?seconds=2", *ASK, *FAST)
+    outcome = cli(*run, "--window", "30", "--fps", "0.5")
+    assert "window 30 turns = 60 s, at most " in outcome.err
+    assert "KV cache" in outcome.err and outcome.code == 0
+
+
+def test_a_question_is_closed_when_its_second_comes(cli, demo_bundle, tmp_path):
+    events = tmp_path / "events.jsonl"
+    closed = ("--close-at", "2", ASK[1], "--output", events)
+    outcome = cli("run", demo_bundle.path, "--source", "synthetic:table?seconds=4", *ASK, *closed, *FAST)
+    assert outcome.code == 0, outcome.err
+    told = [json.loads(line) for line in events.read_text().splitlines() if "question.closed" in line]
+    assert [(event["text"], event["media_time"]["start_s"]) for event in told] == [(ASK[1], 2.0)]
 
 
 def test_a_window_that_does_not_fit_in_memory_exits_with_5_and_both_numbers(cli, demo_bundle):
@@ -347,6 +377,7 @@ def test_json_is_the_last_line_of_stdout_and_the_only_one(cli, demo_bundle):
     assert document["tokens"]["largest_turn"] == document["tokens"]["turn_text"] + document["max_visual_tokens"]
     assert document["kv_window_bytes"] == document["window_tokens"] * document["kv_bytes_per_token"]
     assert document["parity"]["passed"] is True
+    assert document["turns_that_fit"] * document["turn_bytes"] < document["free_bytes"]
 
 
 def test_inspect_counts_tokens_as_the_session_does(demo_bundle):

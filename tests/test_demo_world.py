@@ -259,7 +259,8 @@ def test_the_training_forward_and_transformers_agree_on_a_conversation() -> None
         grids = torch.tensor([[1, 6, 10]] * 8)
         positions, _ = model.model.get_rope_index(ids, grids)
         assert torch.equal(positions[:, 0], torch.from_numpy(talk.positions).long())
-        pixels = torch.from_numpy(np.concatenate([patchify(frame, SIZE) for frame in frames]))
+        patches = np.concatenate([patchify(frame, SIZE) for frame in frames]).reshape(-1, 3, 1, 14 * 14)
+        pixels = torch.from_numpy(np.repeat(patches, 2, axis=2).reshape(len(patches), -1))  # each frame twice
         expected = model(input_ids=ids, pixel_values=pixels, image_grid_thw=grids).logits
         fast = FastModel(parameters_of(model), torch.float32)
         x = fast.embed(ids)

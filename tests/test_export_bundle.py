@@ -19,7 +19,7 @@ from tiny_checkpoint import write_checkpoint
 
 from edge import contract
 from edge.errors import CheckpointError, OutputError, ParityError, UsageError
-from export import api, bundle_writer, graph_check, parity, reference
+from export import api, bundle_writer, graph_check, parity, proof, reference
 from export.api import export_checkpoint, record_reference
 from export.bundle_writer import BundleWriter
 
@@ -254,7 +254,7 @@ def test_a_graph_that_computes_something_else_is_not_written_unless_allowed(
 
 def test_a_graph_whose_logits_are_no_numbers_does_not_pass() -> None:
     logits = np.random.default_rng(0).standard_normal((3, 20))
-    verdict = parity._verdict(1e-7, np.full_like(logits, np.nan), logits, "int4")
+    verdict = parity._verdict(1e-7, np.full_like(logits, np.nan), logits, parity.THRESHOLDS["int4"])
     assert not verdict["passed"] and verdict["logit_cosine_min"] is None
     json.dumps(verdict, allow_nan=False)
     with pytest.raises(ParityError, match="logit_cosine_min None"):
@@ -267,7 +267,7 @@ def test_parity_by_slices_of_layers_gives_the_figures_of_the_whole_graph(
 ) -> None:
     for weights in ("fp32", "int8"):
         whole = export_checkpoint(checkpoint, tmp_path / f"{weights}-whole", weights=weights)
-        monkeypatch.setattr(api, "_weights_budget_bytes", lambda checkpoint: budget_bytes)
+        monkeypatch.setattr(proof, "_weights_budget_bytes", lambda checkpoint: budget_bytes)
         monkeypatch.setattr(graph_check, "HEAD_PIECE_BYTES", 20_000)
         sliced = export_checkpoint(checkpoint, tmp_path / f"{weights}-sliced", weights=weights)
         monkeypatch.undo()

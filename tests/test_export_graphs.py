@@ -30,6 +30,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def with_time_axis(patches: np.ndarray) -> np.ndarray:
+    """Patches (P, 3 * 14 * 14) of one frame as transformers takes them: the frame twice, (P, 3 * 2 * 14 * 14)."""
+    return np.repeat(patches.reshape(-1, 3, 1, 196), 2, axis=2).reshape(len(patches), -1)
+
+
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
@@ -88,9 +93,10 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 # Whole windows, windows cut at the edges, one row of windows, a single block, and the longest frame allowed.
 @pytest.mark.parametrize("grid", [(16, 16), (16, 30), (6, 10), (2, 2), (2, 40), (34, 14)])
 def test_vision_graph_equals_transformers_at_any_frame_size(exported: Exported, grid: tuple[int, int]) -> None:
-    patches = np.random.default_rng(0).standard_normal((grid[0] * grid[1], 1176)).astype(np.float32)
+    patches = np.random.default_rng(0).standard_normal((grid[0] * grid[1], 588)).astype(np.float32)
     with torch.inference_mode():
-        expected = exported.model.model.visual(torch.from_numpy(patches), grid_thw=torch.tensor([[1, *grid]]))
+        pixels = torch.from_numpy(with_time_axis(patches))
+        expected = exported.model.model.visual(pixels, grid_thw=torch.tensor([[1, *grid]]))
     found = exported.embed_frame(patches, *grid)
     assert found.shape == (grid[0] * grid[1] // 4, exported.facts.vision.out_hidden_size)
     assert relative_error(found, expected.numpy()) <= RELATIVE_ERROR
@@ -105,7 +111,7 @@ def conversation(exported: Exported, turns: int) -> tuple[list[np.ndarray], list
         text = rng.integers(0, 256, int(rng.integers(3, 9)))
         image = [token_id("<|vision_start|>"), *[IMAGE_PAD] * (rows * columns // 4), token_id("<|vision_end|>")]
         parts.append(np.concatenate([text, image, rng.integers(0, 256, 4)]))
-    patches = rng.standard_normal((sum(rows * columns for rows, columns in grids), 1176)).astype(np.float32)
+    patches = rng.standard_normal((sum(rows * columns for rows, columns in grids), 588)).astype(np.float32)
     return parts, grids, patches
 
 
@@ -115,7 +121,8 @@ def test_appending_turn_by_turn_gives_the_logits_of_one_full_prefill_in_transfor
     ids = torch.from_numpy(np.concatenate([*turns, replies]))[None]
     grid_thw = torch.tensor([[1, *grid] for grid in grids])
     with torch.inference_mode():
-        expected = exported.model(input_ids=ids, pixel_values=torch.from_numpy(patches), image_grid_thw=grid_thw).logits
+        pixels = torch.from_numpy(with_time_axis(patches))
+        expected = exported.model(input_ids=ids, pixel_values=pixels, image_grid_thw=grid_thw).logits
     positions = exported.model.model.get_rope_index(ids, grid_thw)[0][:, 0].numpy()
 
     embeds = exported.model.get_input_embeddings().weight.detach().numpy()[ids[0].numpy()]

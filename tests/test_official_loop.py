@@ -61,6 +61,6 @@ def test_states_texts_and_logits_are_those_of_the_official_loop(
 
 def test_the_same_holds_while_the_window_slides(demo_bundle: Bundle) -> None:
     window_turns, stream = 12, make_stream(FIRST_SEED + 100, duration_s=26)
-    session = StreamSession(demo_bundle, window_turns=window_turns)
+    session = StreamSession(demo_bundle, policy="rebuild", window_turns=window_turns)
     turns = play_both(session, OfficialLoop(CHECKPOINT, window_turns=window_turns), stream)
     assert sum(turn.evicted_turns for turn in turns) == stream.duration_s - window_turns

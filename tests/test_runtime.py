@@ -17,7 +17,7 @@ from streams import FastClock, ListSource, RecordingSink, ScriptedSession, frame
 from edge.clock import SystemClock
 from edge.errors import BackendError, FrameError, OutputError, QuestionError, SourceError, UsageError
 from edge.frames import Frame
-from edge.runtime import Question, run_stream
+from edge.runtime import Closing, Question, run_stream
 from edge.sinks import open_sinks
 from edge.sources import SourceUrl
 from edge.sources.camera import url_camera
@@ -337,6 +337,24 @@ def test_questions_that_cannot_be_asked():
     summary, sink = play(session, ListSource(frames_at(5, 4)), questions=questions)
     assert session.asked == ["And now?"] and summary.turns == 4 and summary.questions_left == 1
     assert [error["code"] for error in sink.of("error")] == ["QuestionError"]
+
+
+def test_questions_are_asked_and_closed_in_the_order_of_their_seconds():
+    session = ScriptedSession()
+    questions = [Question(0, "Why?"), Question(2.2, "And now?"), Question(3.9, "Again?")]
+    closings = [Closing(2.8, "And now?"), Closing(3, "Why?"), Closing(4, "Why?")]
+    summary, sink = play(session, ListSource(frames_at(5, 6)), questions=questions, closings=closings)
+    assert session.asked == ["Why?", "And now?", "Again?"] and session.closed == ["And now?", "Why?"]
+    told = [(event.type.partition(".")[2], event.fields["text"], event.fields["media_time"]["start_s"])
+            for event in sink.events if event.type.startswith("question.")]  # fmt: skip
+    assert told == [
+        ("asked", "Why?", 0),
+        ("asked", "And now?", 3),
+        ("closed", "And now?", 3),
+        ("closed", "Why?", 3),
+        ("asked", "Again?", 4),
+    ]
+    assert summary.warnings == ["No question `Why?` is open"]
 
 
 def test_a_question_that_the_session_refuses_is_an_error_before_the_source_opens(tmp_path):

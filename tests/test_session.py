@@ -11,9 +11,10 @@ from scripted import FRAME, reply_ids, scripted_bundle
 import edge
 from edge.backends.fake import ScriptedBackend
 from edge.bundle import Bundle
-from edge.capacity import MAX_QUESTION_TOKENS
 from edge.clock import FakeClock
-from edge.errors import FrameError, QuestionError, UsageError
+from edge.errors import FrameError, MemoryBudgetError, QuestionError, UsageError
+from edge.policy import POLICIES
+from edge.questions import MAX_QUESTION_TOKENS
 from edge.session import StreamSession
 from edge.turn import TurnState
 
@@ -120,19 +121,26 @@ def test_two_questions_before_a_turn_join_it_in_order(bundle: Bundle) -> None:
     assert session.push(FRAME, 0).question == "First?\nSecond?"
 
 
-def test_a_full_window_drops_the_oldest_turn_and_attaches_its_question_to_the_first_kept(bundle: Bundle) -> None:
-    session, backend = session_of(bundle, ["</Silence>"], window_turns=3)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_full_window_drops_the_oldest_turn_and_attaches_its_question_to_the_first_kept(
+    bundle: Bundle, policy: str
+) -> None:
+    session, backend = session_of(bundle, ["</Silence>"], window_turns=3, policy=policy)
     session.ask("Stay?")
-    evicted = [session.push(FRAME, t).evicted_turns for t in range(5)]
+    evicted, kv_tokens = [], []
+    for t in range(5):
+        evicted.append(session.push(FRAME, t).evicted_turns)
+        kv_tokens.append(session.kv_tokens)
     assert evicted == [0, 0, 0, 1, 1]
     assert session.kept_turns == 3
-    assert session._history.oldest.question == "Stay?"
+    assert kv_tokens[2:] == [kv_tokens[2]] * 3, "the question is still there, once"
     assert backend.encoded_frames == 5, "no frame is encoded twice"
     assert session.kv_tokens == backend.calls[-1].cache_length + backend.calls[-1].tokens
 
 
-def test_positions_start_again_when_the_window_is_rebuilt(bundle: Bundle) -> None:
-    session, _ = session_of(bundle, ["</Silence>"], window_turns=3)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_positions_stay_where_they_are_once_the_window_is_full(bundle: Bundle, policy: str) -> None:
+    session, _ = session_of(bundle, ["</Silence>"], window_turns=3, policy=policy)
     session.ask("?")
     for t in range(10, 13):
         session.push(FRAME, t)
@@ -142,8 +150,10 @@ def test_positions_start_again_when_the_window_is_rebuilt(bundle: Bundle) -> Non
     assert session.position == full
 
 
-def test_while_nobody_asks_a_full_window_costs_nothing_and_the_first_question_sees_all_of_it(bundle: Bundle) -> None:
-    session, backend = session_of(bundle, ["</Silence>"], window_turns=3)
+def test_while_nobody_asks_rebuilding_costs_nothing_and_the_first_question_sees_the_whole_window(
+    bundle: Bundle,
+) -> None:
+    session, backend = session_of(bundle, ["</Silence>"], window_turns=3, policy="rebuild")
     for t in range(3):
         session.push(FRAME, t)
     calls = len(backend.calls)
@@ -167,8 +177,9 @@ def test_a_window_keeps_all_its_turns_while_replies_are_of_ordinary_length(bundl
     assert not any(session.push(FRAME, t).evicted_turns for t in range(40))
 
 
-def test_memory_is_allocated_once(bundle: Bundle) -> None:
-    session, backend = session_of(bundle, ["</Response> x", "</Silence>"], window_turns=3)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_memory_is_allocated_once(bundle: Bundle, policy: str) -> None:
+    session, backend = session_of(bundle, ["</Response> x", "</Silence>"], window_turns=3, policy=policy)
     capacity = backend.capacity_tokens
     session.ask("?")
     for t in range(50):
@@ -190,8 +201,9 @@ def test_a_question_longer_than_the_window_allows_is_refused_with_both_numbers(b
         session.ask("x" * (MAX_QUESTION_TOKENS + 1))
 
 
-def test_open_questions_never_outgrow_their_room(bundle: Bundle) -> None:
-    session, _ = session_of(bundle, ["</Silence>"], window_turns=2)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_open_questions_never_outgrow_their_room(bundle: Bundle, policy: str) -> None:
+    session, _ = session_of(bundle, ["</Silence>"], window_turns=2, policy=policy)
     for t in range(20):
         session.ask("x" * 300)
         session.push(FRAME, t)
@@ -242,8 +254,8 @@ def test_a_listener_that_fails_does_not_tear_the_conversation(bundle: Bundle) ->
     session.ask("?")
     with pytest.raises(RuntimeError):
         session.push(FRAME, 0, on_text=fail)
-    said = list(session._history.oldest.reply_ids)
-    assert len(said) > 1
+    steps = [call.tokens for call in backend.calls].count(1)
+    assert steps >= 1, "a piece was said"
     assert session.push(FRAME, 1).state is TurnState.SILENCE
     assert backend.calls[-1].cache_length == backend.calls[-2].cache_length + backend.calls[-2].tokens
 
@@ -268,7 +280,104 @@ def test_a_reset_session_starts_from_the_system_prompt(bundle: Bundle) -> None:
     assert session.push(FRAME, 0).logits is None
 
 
-@pytest.mark.parametrize("option", [{"policy": "slide"}, {"backend": "abacus"}, {"window_turns": 0}])
-def test_an_option_that_this_version_lacks_is_refused(bundle: Bundle, option: dict[str, object]) -> None:
+@pytest.mark.parametrize("option", [{"policy": "slid"}, {"backend": "abacus"}, {"window_turns": 0}])
+def test_an_option_that_makes_no_sense_is_refused(bundle: Bundle, option: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         edge.StreamSession(bundle, **option)  # type: ignore[arg-type]
+
+
+def test_a_backend_that_cannot_evict_in_place_rebuilds_unless_sliding_was_asked_for(bundle: Bundle) -> None:
+    backend = ScriptedBackend(bundle.manifest, [reply_ids(bundle, "</Silence>")])
+    assert StreamSession(bundle, backend=backend).policy == "slide"
+    backend.evicts_in_place = False
+    assert StreamSession(bundle, backend=backend).policy == "rebuild"
+    with pytest.raises(UsageError, match="evicts in place") as caught:
+        StreamSession(bundle, backend=backend, policy="slide")
+    assert "--policy rebuild" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("by", ["number", "text"])
+def test_a_closed_question_is_no_longer_open_and_with_none_open_the_model_is_not_asked(bundle: Bundle, by: str) -> None:
+    session, _ = session_of(bundle, ["</Response> Yes"])
+    first, second = session.ask("First?"), session.ask(" Second? ")
+    assert session.push(FRAME, 0).text == "Yes"
+    assert session.open_questions == {first: "First?", second: "Second?"}
+    assert session.close_question(first if by == "number" else "First? ") == "First?"
+    assert session.push(FRAME, 1).text == "Yes"
+    session.close_question("Second?")
+    assert session.open_questions == {}
+    turn = session.push(FRAME, 2)
+    assert (turn.logits, turn.state) == (None, TurnState.SILENCE)
+    assert session.ask("Third?") not in (first, second)
+    assert session.push(FRAME, 3).text == "Yes"
+
+
+def test_a_question_closed_before_its_turn_never_joins_one(bundle: Bundle) -> None:
+    session, _ = session_of(bundle, ["</Silence>"])
+    session.close_question(session.ask("Never mind?"))
+    assert session.push(FRAME, 0).question == ""
+
+
+def test_closing_what_is_not_open_names_what_is(bundle: Bundle) -> None:
+    session, _ = session_of(bundle, ["</Silence>"])
+    session.ask("What happens?")
+    with pytest.raises(QuestionError, match="`What happen` is open") as caught:
+        session.close_question("What happen")
+    assert caught.value.hint == "Open are 1: What happens?"
+    with pytest.raises(QuestionError, match="number 7"):
+        session.close_question(7)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_closed_question_leaves_with_its_turn_or_at_once_if_that_has_left(bundle: Bundle, policy: str) -> None:
+    session, _ = session_of(bundle, ["</Silence>"], window_turns=3, policy=policy)
+    session.ask("y")
+    session.push(FRAME, 0)
+    question = session.ask("x" * 50)
+    kv_tokens = []
+    for t in range(1, 8):
+        if t == 6:
+            session.close_question(question)  # its turn left at t = 4
+        session.push(FRAME, t)
+        kv_tokens.append(session.kv_tokens)
+    assert kv_tokens[5] == kv_tokens[4] - len("x" * 50 + "\n")
+    session.reset()
+    question = session.ask("x" * 50)
+    session.ask("y")
+    session.push(FRAME, 0)
+    session.close_question(question)
+    kv_tokens = []
+    for t in range(1, 5):
+        session.push(FRAME, t)
+        kv_tokens.append(session.kv_tokens)
+    assert kv_tokens[2] == kv_tokens[1] - len("x" * 50 + "\n"), "it left with turn 0"
+
+
+def test_sliding_serves_every_turn_at_the_same_cost_asked_or_not(bundle: Bundle) -> None:
+    session, backend = session_of(bundle, ["</Silence>"], window_turns=3, policy="slide")
+    for t in range(10, 20):
+        session.push(FRAME, t)
+    assert len({call.tokens for call in backend.calls[3:]}) == 1
+    session.ask("?")
+    session.push(FRAME, 20)
+    assert backend.calls[-1].tokens == backend.calls[-2].tokens + len("?\n")
+
+
+def test_sliding_keeps_no_frames_beside_the_cache(bundle: Bundle) -> None:
+    from edge.capacity import plan_for_bundle
+
+    slide, rebuild = (plan_for_bundle(bundle, policy=policy) for policy in ("slide", "rebuild"))
+    assert slide.total_bytes == slide.kv_bytes == rebuild.kv_bytes
+    assert rebuild.total_bytes == rebuild.kv_bytes + (rebuild.window_turns + 1) * rebuild.frame_bytes
+
+
+def test_memory_that_the_backend_cannot_get_is_told_with_both_numbers(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: ScriptedBackend, capacity_tokens: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ScriptedBackend, "allocate_cache", fail)
+    with pytest.raises(MemoryBudgetError, match=r"4 turns needs .* GB is free") as caught:
+        session_of(bundle, ["</Silence>"])
+    assert "--window 3" in (caught.value.hint or "")

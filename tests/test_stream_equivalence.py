@@ -14,6 +14,7 @@ from reference_stream import ReferenceModel, messages_of
 
 import edge
 from apps.demo.world import make_stream
+from edge.backends import evicts_in_place
 from edge.bundle import Bundle
 from edge.prompt import STREAMO
 from edge.session import StreamSession
@@ -64,7 +65,8 @@ def test_after_the_window_slid_the_logits_are_those_of_the_kept_turns_alone(
     window = 9
     stream = make_stream(50_002)
     frames = [stream.render(float(t)) for t in range(16)]
-    turns = play(edge.StreamSession(demo_bundle, window_turns=window, max_reply_tokens=24), frames)
+    session = edge.StreamSession(demo_bundle, policy="rebuild", window_turns=window, max_reply_tokens=24)
+    turns = play(session, frames)
     for last in (9, 12, 15):
         kept = turns[last + 1 - window : last + 1]
         questions = [turn.question for turn in kept]
@@ -74,6 +76,21 @@ def test_after_the_window_slid_the_logits_are_those_of_the_kept_turns_alone(
         assert logits is not None
         assert turns[last].evicted_turns == 1
         assert relative_error(logits, expected) <= RELATIVE_TOLERANCE
+
+
+def test_sliding_gives_the_logits_of_rebuilding_until_the_first_turn_leaves(demo_bundle: Bundle) -> None:
+    if not evicts_in_place("cpu", demo_bundle):
+        pytest.skip("the native kernels are not built")
+    stream = make_stream(50_003)
+    frames = [stream.render(float(t)) for t in range(14)]
+    slid, rebuilt = (
+        play(edge.StreamSession(demo_bundle, policy=policy, window_turns=10, max_reply_tokens=24), frames)
+        for policy in ("slide", "rebuild")
+    )
+    for slide, rebuild in zip(slid[:10], rebuilt, strict=False):
+        assert (slide.state, slide.text) == (rebuild.state, rebuild.text)
+        assert relative_error(slide.logits, rebuild.logits) <= RELATIVE_TOLERANCE
+    assert [turn.evicted_turns for turn in slid] == [turn.evicted_turns for turn in rebuilt] == [0] * 10 + [1] * 4
 
 
 @pytest.mark.parametrize("first_t", [0, 8, 97, 1234])

@@ -83,13 +83,20 @@ def tiny_config(
 
 
 def write_checkpoint(
-    folder: Path, *, dtype: str = "float32", seed: int = 0, max_shard_size: str = "1GB", **shape: Any
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    seed: int = 0,
+    max_shard_size: str = "1GB",
+    key_bias_norm: float = 0,
+    **shape: Any,
 ) -> Any:
     """Write a whole checkpoint folder; returns the model as transformers loads it again, in float32.
 
     Args:
       dtype: of the saved weights: float32, float16 or bfloat16.
       max_shard_size: small values make several shards with an index.
+      key_bias_norm: of 8 channels in the key bias of the first and the last layer, as in Qwen2.5; 0: none stands out.
       shape: see `tiny_config`.
     """
     import torch
@@ -105,6 +112,12 @@ def write_checkpoint(
                 parameter.normal_(1, 0.2)
             else:
                 parameter.normal_(0, parameter[0].numel() ** -0.5)
+        if key_bias_norm:
+            layers = model.model.language_model.layers
+            for layer in (layers[0], layers[-1]):
+                bias = layer.self_attn.k_proj.bias
+                values = torch.randn(8)
+                bias[torch.randperm(len(bias))[:8]] = values / values.norm() * key_bias_norm
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=max_shard_size)
     write_tokenizer(folder)
     write_preprocessor(folder)

@@ -1,6 +1,6 @@
 """What a stream will hold in memory, told before it starts and refused where the machine has less.
 
-Owns the comparison with the memory that is free, and its words. Allocates nothing; `edge.capacity` knows the sizes.
+Owns the words. Allocates nothing; `edge.capacity` knows the sizes and what fits.
 """
 
 from __future__ import annotations
@@ -8,33 +8,61 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from apps.cli.console import bytes_text
-from edge.errors import MemoryBudgetError
-from edge.memory import available_bytes
 
 if TYPE_CHECKING:
     from edge.bundle import Bundle
+    from edge.capacity import CachePlan
 
 
-def check_budget(bundle: Bundle, window_turns: int | None, max_reply_tokens: int | None = None) -> str:
-    """One line for people: what the window costs.
+def plan_here(
+    bundle: Bundle,
+    *,
+    window_turns: int | None = None,
+    max_reply_tokens: int | None = None,
+    policy: str | None = None,
+    backend: str = "cpu",
+) -> tuple[CachePlan, str]:
+    """The plan of a run on this machine, and the policy that it would use; None takes the defaults.
+
+    Raises:
+      UsageError: the policy is impossible here.
+    """
+    from edge.backends import evicts_in_place
+    from edge.capacity import plan_for_bundle
+    from edge.policy import chosen_policy
+
+    in_place = evicts_in_place(backend, bundle)
+    chosen = chosen_policy(policy, evicts_in_place=in_place)
+    plan = plan_for_bundle(bundle, window_turns, max_reply_tokens, policy=chosen, evicts_in_place=in_place)
+    return plan, chosen
+
+
+def check_budget(
+    bundle: Bundle,
+    *,
+    window_turns: int | None = None,
+    max_reply_tokens: int | None = None,
+    policy: str | None = None,
+    backend: str = "cpu",
+    fps: float = 1.0,
+) -> str:
+    """One line for people: what the window holds and costs.
 
     Raises:
       MemoryBudgetError: more than is free; names both, and the largest window that fits.
+      UsageError: as `plan_here`.
     """
-    from edge.capacity import plan_for_bundle
+    from edge.capacity import check_fits
 
-    plan = plan_for_bundle(bundle, window_turns, max_reply_tokens)
-    weights_bytes = bundle.manifest.vision.weights_bytes + bundle.manifest.decoder.weights_bytes
-    needed, free = plan.total_bytes + weights_bytes, available_bytes()
-    if free is not None and needed > free:
-        fixed_bytes = plan_for_bundle(bundle, 0, max_reply_tokens).total_bytes
-        turn_bytes = (plan.total_bytes - fixed_bytes) // plan.window_turns
-        fits = max(0, (free - weights_bytes - fixed_bytes) // turn_bytes)
-        raise MemoryBudgetError(
-            f"A window of {plan.window_turns} turns needs {bytes_text(needed)}: {bytes_text(turn_bytes)} a turn and "
-            f"{bytes_text(weights_bytes + fixed_bytes)} for weights, questions and replies; {bytes_text(free)} is free",
-            hint=f"Use `--window {fits}` or less"
-            if fits
-            else "Use a smaller `--max-reply-tokens`, or a bundle with smaller weights",
-        )
-    return f"window {plan.window_turns} turns, KV cache {bytes_text(plan.kv_bytes)}"
+    plan, chosen = plan_here(
+        bundle, window_turns=window_turns, max_reply_tokens=max_reply_tokens, policy=policy, backend=backend
+    )
+    manifest = bundle.manifest
+    check_fits(plan, manifest.vision.weights_bytes + manifest.decoder.weights_bytes)
+    frames = plan.total_bytes - plan.kv_bytes
+    seconds = f"{plan.window_s / fps:g} s"
+    kept = f", kept frames {bytes_text(frames)}" if frames else ""
+    return (
+        f"window {plan.window_turns} turns = {seconds}, at most {plan.turn_tokens} tokens a silent turn; "
+        f"KV cache {bytes_text(plan.kv_bytes)}{kept}; policy {chosen}"
+    )

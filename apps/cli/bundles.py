@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,18 +12,42 @@ from edge.errors import UsageError
 _OURS = ("edge", "export", "apps")
 
 
-def chosen_bundle(given: str | None, progress: Callable[[str, int, int], None]) -> Path:
+def add_precisions(parser: argparse.ArgumentParser) -> None:
+    """The options that choose how the shipped model is exported."""
+    parser.add_argument(
+        "--weights", choices=("fp32", "fp16", "int8", "int4"), help="of the shipped model's export; default fp32"
+    )
+    parser.add_argument(
+        "--kv", choices=("fp32", "int8"), help="its KV cache; default int8 with int8 or int4 weights, else fp32"
+    )
+
+
+def chosen_bundle(
+    given: str | None,
+    progress: Callable[[str, int, int], None],
+    *,
+    weights: str | None = None,
+    kv: str | None = None,
+) -> Path:
     """The bundle that was given, or the shipped model's, which is exported at its first use.
 
+    Args:
+      weights, kv: precisions of the shipped model's export; None: see `export`.
+
     Raises:
-      UsageError: the export needs a package that is not installed.
+      UsageError: precisions for a bundle that has its own, or the export needs a package that is not installed.
     """
     if given is not None:
+        if weights or kv:
+            raise UsageError(
+                f"Bundle `{given}` has its own precisions; `--weights` and `--kv` are for the shipped model",
+                hint="Export the checkpoint again with these options, or leave out `--bundle`",
+            )
         return Path(given)
     with extra_packages("demo", "The export of the shipped model"):
         from apps.demo.bundle import demo_bundle
 
-        return demo_bundle(progress)
+        return demo_bundle(progress, weights=weights or "fp32", kv=kv)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+from edge.memory import bytes_text as bytes_text
+
 REDRAW_S = 0.1
 
 
@@ -51,7 +53,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
     for row in rows:
         grid.add_row(*(str(cell) for cell in row))
     if not console.is_terminal:
-        console.width = max(console.width, console.measure(grid).maximum)
+        wide = console.options.update(max_width=1000)
+        console.width = max(console.width, console.measure(grid, options=wide).maximum)
     if title:
         print(title, file=file)
     console.print(grid)
@@ -110,13 +113,3 @@ class _PlainProgress(Progress):
         if what != self._last:
             self._last = what
             say(f"{what} ...")
-
-
-def bytes_text(count: int) -> str:
-    """A size for people: `17.9 MB`."""
-    size = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{count} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError("unreachable")

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from apps.cli import console
-from apps.cli.bundles import chosen_bundle
+from apps.cli.bundles import add_precisions, chosen_bundle
 from apps.cli.exits import INTERRUPTED
 from apps.cli.parsing import number
 
@@ -29,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=number(int, at_least=0), default=7, metavar="N", help="which stream; default 7")
     add("--output-dir", type=Path, default=Path(), metavar="DIR", help="where the files go; default here")
     add("--pace", choices=("realtime", "fast"), default="realtime", help="default realtime")
+    add_precisions(parser)
     add("--threads", type=number(int, at_least=1, at_most=1024), metavar="N", help="threads of the backend")
     add("--json", action="store_true", help="end with the run's figures as one JSON document")
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     outputs = output_paths(args.output_dir)
     with console.progress() as progress:
-        bundle = open_bundle(chosen_bundle(None, progress))
+        bundle = open_bundle(chosen_bundle(None, progress, weights=args.weights, kv=args.kv))
     stream = make_demo_stream(args.seed, args.seconds)
     session = StreamSession(bundle, threads=args.threads)
     console.say(

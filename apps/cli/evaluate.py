@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from apps.cli import console
-from apps.cli.bundles import chosen_bundle
+from apps.cli.bundles import add_precisions, chosen_bundle
 from apps.cli.parsing import number, seed_range
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bundle", metavar="BUNDLE", help="folder that `streamo-edge export` wrote; default the shipped one"
     )
+    add_precisions(parser)
     parser.add_argument(
         "--seeds", type=seed_range, default=range(50000, 50050), metavar="A:B", help="default 50000:50050 (B excluded)"
     )
@@ -35,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from edge import StreamSession, open_bundle
 
     with console.progress() as progress:
-        bundle = chosen_bundle(args.bundle, progress)
-    session = StreamSession(open_bundle(bundle), window_turns=args.window, threads=args.threads)
+        bundle = open_bundle(chosen_bundle(args.bundle, progress, weights=args.weights, kv=args.kv))
+    session = StreamSession(bundle, window_turns=args.window, threads=args.threads)
 
     def run_stream(stream: Stream) -> list[tuple[str, str]]:
         session.reset()
@@ -54,8 +55,10 @@ def run(args: argparse.Namespace) -> int:
     file = console.report_stream(args.json)
     print_result(result, file)
     if args.json:
-        settings = {"suite": args.suite, "bundle": str(bundle), "control": args.control, "seeds": _seeds(args.seeds)}
-        console.print_json({**result, **settings})
+        settings = {"suite": args.suite, "bundle": str(bundle.path), "control": args.control}
+        manifest = bundle.manifest
+        precisions = {"weights": manifest.decoder.weights, "kv_dtypes": list(manifest.kv_dtypes)}
+        console.print_json({**result, **settings, "seeds": _seeds(args.seeds), **precisions})
     return 0
 
 

@@ -13,6 +13,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="Hugging Face folder of a Qwen2.5-VL architecture")
     parser.add_argument("-o", "--output", metavar="BUNDLE", required=True, help="folder to write")
     parser.add_argument("--weights", choices=("fp32", "fp16", "int8", "int4"), default="fp32", help="default fp32")
+    parser.add_argument(
+        "--kv", choices=("fp32", "int8"), help="of the KV cache; default int8 with int8 or int4 weights, else fp32"
+    )
     parser.add_argument("--allow-mismatch", action="store_true", help="write the bundle even when parity fails")
     parser.add_argument("--force", action="store_true", help="replace BUNDLE where it exists")
     parser.add_argument("--json", action="store_true", help="print the parity report as JSON")
@@ -27,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
                 args.checkpoint,
                 args.output,
                 weights=args.weights,
+                kv=args.kv,
                 allow_mismatch=args.allow_mismatch,
                 progress=progress,
                 overwrite=args.force,
@@ -34,9 +38,10 @@ def run(args: argparse.Namespace) -> int:
     file = console.report_stream(args.json)
     print_parity(manifest.parity, file)
     total_bytes = sum(facts.bytes for facts in manifest.files.values())
-    print(f"Wrote `{args.output}`: {console.bytes_text(total_bytes)}, weights {args.weights}", file=file, flush=True)
+    kv = "/".join(sorted(set(manifest.kv_dtypes)))
+    size = console.bytes_text(total_bytes)
+    print(f"Wrote `{args.output}`: {size}, weights {args.weights}, KV cache {kv}", file=file, flush=True)
     if args.json:
-        console.print_json(
-            {"bundle": args.output, "weights": args.weights, "bytes": total_bytes, "parity": manifest.parity}
-        )
+        written = {"bundle": args.output, "weights": args.weights, "kv_dtypes": list(manifest.kv_dtypes)}
+        console.print_json({**written, "bytes": total_bytes, "parity": manifest.parity})
     return 0

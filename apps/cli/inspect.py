@@ -36,10 +36,13 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     """Facts and budget of a bundle as JSON values."""
     import dataclasses
 
-    from edge.capacity import plan_for_bundle
+    from apps.cli.budget import plan_here
+    from edge.memory import available_bytes
 
     manifest = bundle.manifest
-    plan = plan_for_bundle(bundle)
+    plan, policy = plan_here(bundle)
+    weights_bytes = manifest.vision.weights_bytes + manifest.decoder.weights_bytes
+    free_bytes = available_bytes()
     return {
         "bundle": str(bundle.path),
         "schema": manifest.schema,
@@ -59,12 +62,17 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             "questions": plan.question_tokens,
             "replies": plan.reply_tokens,
         },
+        "policy": policy,
         "window_turns": manifest.stream.window_turns,
+        "window_s": plan.window_s,
         "window_tokens": plan.capacity_tokens,
-        "kv_dtypes": list(manifest.kv_dtypes),
-        "kv_bytes_per_token": manifest.kv_bytes_per_token,
+        "kv_dtypes": list(plan.kv_dtypes),
+        "kv_bytes_per_token": plan.bytes_per_token,
         "kv_window_bytes": plan.kv_bytes,
         "window_bytes": plan.total_bytes,
+        "turn_bytes": plan.turn_bytes,
+        "free_bytes": free_bytes,
+        "turns_that_fit": None if free_bytes is None else plan.turns_that_fit(free_bytes - weights_bytes),
         "parity": manifest.parity,
     }
 
@@ -87,10 +95,12 @@ def _print(document: dict[str, Any]) -> None:
           for name, kind in document["weights"].items()),
         ("largest turn", f"{tokens['largest_turn']} tokens: {document['max_visual_tokens']} visual, "
                          f"{tokens['turn_text']} text"),
-        ("window", f"{document['window_turns']} turns; room for {document['window_tokens']} tokens, of them "
-                   f"{tokens['questions']} for questions and {tokens['replies']} for replies"),
+        ("window", f"{document['window_turns']} turns = {document['window_s']} s; room for "
+                   f"{document['window_tokens']} tokens, of them {tokens['questions']} for questions "
+                   f"and {tokens['replies']} for replies"),
         ("KV cache", f"{size(document['kv_bytes_per_token'])} a token ({_kinds(document['kv_dtypes'])}), "
-                     f"{size(document['kv_window_bytes'])} for the window"),
+                     f"{size(document['kv_window_bytes'])} for the window; policy {document['policy']}"),
+        ("memory", _memory_text(document)),
     ]  # fmt: skip
     console.facts(f"{document['bundle']} ({document['schema']}, made by {document['tool']})", rows, sys.stdout)
     console.facts("source", [(key, value) for key, value in document["source"].items()], sys.stdout)
@@ -99,21 +109,40 @@ def _print(document: dict[str, Any]) -> None:
     print_parity(document["parity"], sys.stdout)
 
 
+def _memory_text(document: dict[str, Any]) -> str:
+    size = console.bytes_text
+    text = f"{size(document['turn_bytes'])} for each turn of the window"
+    if document["free_bytes"] is None:
+        return text
+    return f"{text}; {size(document['free_bytes'])} is free here: at most {document['turns_that_fit']} turns"
+
+
 def print_parity(parity: dict[str, Any], file: Any) -> None:
     """The parity report as a table, whatever quantities it holds, each with its limit where it has one."""
     if not parity:
         print("parity with PyTorch: not measured\n", file=file)
         return
+    title = f"parity with PyTorch: {_verdict(parity)} (reference: {parity.get('reference', 'not named')})"
+    console.table(title, ("quantity", "measured", "allowed"), _parity_rows(parity), file)
+    native = parity.get("native")
+    if native:
+        title = f"the same of the native graphs: {_verdict(native)} ({native.get('instruction_set')})"
+        console.table(title, ("quantity", "measured", "allowed"), _parity_rows(native), file)
+
+
+def _verdict(parity: dict[str, Any]) -> str:
+    return "passed" if parity.get("passed") else "FAILED"
+
+
+def _parity_rows(parity: dict[str, Any]) -> list[tuple[str, str, str]]:
     limits = parity.get("thresholds", {})
     rows = []
     for name, value in parity.items():
-        if name in ("thresholds", "passed", "reference"):
+        if name in ("thresholds", "passed", "reference", "native", "instruction_set"):
             continue
         sign = "at least" if name.endswith("_min") else "at most"
         rows.append((name.replace("_", " "), _short(value), f"{sign} {_short(limits[name])}" if name in limits else ""))
-    verdict = "passed" if parity.get("passed") else "FAILED"
-    title = f"parity with PyTorch: {verdict} (reference: {parity.get('reference', 'not named')})"
-    console.table(title, ("quantity", "measured", "allowed"), rows, file)
+    return rows
 
 
 def _short(value: Any) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.cli import console
 from apps.cli.exits import INTERRUPTED
-from apps.cli.parsing import number, turn_rate
+from apps.cli.parsing import closest, number, turn_rate
 from edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,11 +31,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--source", required=True, metavar="S", help="video file, folder of pictures, camera or `synthetic:` scene")
     add("--ask", action="append", default=[], metavar="TEXT", help="a question from the start; may be repeated")
     add("--ask-at", action="append", default=[], nargs=2, metavar=("SECOND", "TEXT"), help="a question asked later")
+    add(
+        "--close-at",
+        action="append",
+        default=[],
+        nargs=2,
+        metavar=("SECOND", "TEXT"),
+        help="a question, as it was asked, that needs no more answers from then on",
+    )
     add("--output", action="append", default=[], metavar="F", help="a file ending in .jsonl, .vtt, .srt or .mp4")
     add("--fps", type=turn_rate, default=1.0, metavar="N", help="turns a second, at most 1; default 1")
     add("--pace", choices=("realtime", "fast"), default="realtime", help="default realtime")
     add("--seconds", type=number(float, above=0, unit="seconds"), metavar="N", help="stop after N seconds of stream")
-    add("--policy", choices=("rebuild", "slide"), default="rebuild", help="what a full window does; default rebuild")
+    add(
+        "--policy",
+        choices=("slide", "rebuild"),
+        help="what a full window does: cut out its oldest turn, or start again without it, as the official loop does; "
+        "default slide, where the native kernels are installed",
+    )
     add("--window", type=number(int, at_least=1, unit="turns"), metavar="N", help="turns kept; default the bundle's")
     add("--backend", choices=("cpu", "cuda", "tensorrt"), default="cpu", help="default cpu")
     add("--threads", type=number(int, at_least=1, at_most=1024), metavar="N", help="threads of the backend")
@@ -56,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from edge.sources import open_source
 
     questions = parse_questions(args.ask, args.ask_at)
+    closings = parse_closings(args.close_at, questions)
     clock = SystemClock()
     source = open_source(args.source, clock=clock, synthetic=synthetic_source)
     sinks = open_outputs(args.output, as_json=args.json, source=args.source)
@@ -70,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
             session,
             source,
             questions=questions,
+            closings=closings,
             sinks=sinks,
             fps=args.fps,
             pace=args.pace,
@@ -97,15 +112,45 @@ def parse_questions(asked: Sequence[str], asked_at: Sequence[Sequence[str]]) -> 
     from edge.runtime import Question
 
     questions = [Question(0.0, text) for text in asked]
-    for second, text in asked_at:
-        try:
-            at_s = number(float, at_least=0, unit="seconds")(second)
-        except argparse.ArgumentTypeError as error:
-            raise UsageError(f"Option --ask-at: {error}", hint='For example `--ask-at 12 "What is it?"`') from None
-        questions.append(Question(at_s, text))
+    questions += [Question(_second("--ask-at", second), text) for second, text in asked_at]
     if not questions:
         raise UsageError("There is no question, so the model would never speak", hint='Add `--ask "What happens?"`')
     return questions
+
+
+def parse_closings(closed_at: Sequence[Sequence[str]], questions: Sequence[Any]) -> list[Any]:
+    """When which question is closed.
+
+    Raises:
+      UsageError: a second that is not a number from 0, or a question that nobody asks before it.
+    """
+    from edge.runtime import Closing
+
+    closings = []
+    for second, text in closed_at:
+        closing = Closing(_second("--close-at", second), text.strip())
+        asked = {question.text.strip(): question.at_s for question in reversed(questions)}
+        if closing.text not in asked:
+            meant = closest(closing.text, asked)
+            raise UsageError(
+                f"Option --close-at: nobody asks {closing.text!r}",
+                hint=f"Did you mean `{meant}`?" if meant else "Give the question's text as it is asked",
+            )
+        if asked[closing.text] > closing.at_s:
+            raise UsageError(
+                f"Option --close-at: {closing.text!r} is closed at {closing.at_s:g} s, "
+                f"before it is asked at {asked[closing.text]:g} s",
+                hint="Close it later",
+            )
+        closings.append(closing)
+    return closings
+
+
+def _second(option: str, text: str) -> float:
+    try:
+        return number(float, at_least=0, unit="seconds")(text)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"Option {option}: {error}", hint=f'For example `{option} 12 "What is it?"`') from None
 
 
 def open_outputs(outputs: Sequence[str], *, as_json: bool, source: str = "") -> list[Sink]:
@@ -130,8 +175,16 @@ def make_session(args: argparse.Namespace) -> StreamSession:
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.sampling_seed)
     bundle = open_bundle(args.bundle)
-    console.say(check_budget(bundle, args.window, args.max_reply_tokens))
-    return StreamSession(
+    budget = check_budget(
+        bundle,
+        window_turns=args.window,
+        max_reply_tokens=args.max_reply_tokens,
+        policy=args.policy,
+        backend=args.backend,
+        fps=args.fps,
+    )
+    console.say(budget)
+    session = StreamSession(
         bundle,
         backend=args.backend,
         policy=args.policy,
@@ -140,6 +193,9 @@ def make_session(args: argparse.Namespace) -> StreamSession:
         sampling=sampling,
         threads=args.threads,
     )
+    for notice in session.notices:
+        console.say(f"warning: {notice}")
+    return session
 
 
 class Stop:

@@ -20,8 +20,13 @@ CHECKPOINT = Path(__file__).parent / "checkpoint"
 RECORDED_REFERENCE = Path(__file__).parent / "reference.npz"
 
 
-def demo_bundle(progress: Callable[[str, int, int], None] | None = None, *, weights: str = "fp32") -> Path:
+def demo_bundle(
+    progress: Callable[[str, int, int], None] | None = None, *, weights: str = "fp32", kv: str | None = None
+) -> Path:
     """Folder of the demonstration's bundle; exports it if this version has not done so yet.
+
+    Args:
+      weights, kv: see `export.api.export_checkpoint`.
 
     Raises:
       ParityError: the export on this machine does not compute what PyTorch computed.
@@ -29,12 +34,13 @@ def demo_bundle(progress: Callable[[str, int, int], None] | None = None, *, weig
     """
     from export.api import export_checkpoint
 
-    folder = _cache_folder() / f"demo-{_fingerprint()}-{weights}"
+    folder = _cache_folder() / f"demo-{_fingerprint()}-{weights}{f'-kv-{kv}' if kv else ''}"
     try:
         open_bundle(folder)
     except BundleError:
+        reference = RECORDED_REFERENCE
         export_checkpoint(
-            CHECKPOINT, folder, weights=weights, progress=progress, overwrite=True, reference=RECORDED_REFERENCE
+            CHECKPOINT, folder, weights=weights, kv=kv, progress=progress, overwrite=True, reference=reference
         )
     return folder
 

@@ -148,9 +148,7 @@ def question_labels(script: Script, asked: dict[int, Question], turns: range) ->
     return labels
 
 
-def draw_sample(
-    seed: int, turns: int, task: str | None = None, plain: bool = False, mix: Mix = WHOLE_MIX
-) -> Sample:
+def draw_sample(seed: int, turns: int, task: str | None = None, plain: bool = False, mix: Mix = WHOLE_MIX) -> Sample:
     """The training stream of a seed.
 
     Args:

@@ -83,9 +83,7 @@ def build_tokenizer():
     tokenizer.train_from_iterator(_without_special(_corpus()), trainer)
     tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in QWEN_SPECIAL])
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in QWEN_ADDED])
-    tokenizer.add_special_tokens(
-        [AddedToken(text, normalized=False, special=True) for text in STREAMO.state_texts()]
-    )
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in STREAMO.state_texts()])
     return tokenizer
 
 

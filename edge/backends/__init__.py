@@ -10,6 +10,15 @@ from edge.bundle import Bundle
 from edge.errors import UsageError
 
 
+def evicts_in_place(name: str, bundle: Bundle) -> bool:
+    """Whether `load_backend` would give a backend that can cut turns out of its cache. Loads no graph."""
+    if name != "cpu":
+        return False
+    from edge import native
+
+    return bool(bundle.manifest.decoder.native_file) and native.available() is None
+
+
 def load_backend(name: str, bundle: Bundle, *, threads: int | None = None) -> Backend:
     """Load the bundle's graphs with the backend called `name`.
 

@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """Where T new tokens go in the cache, and which cached tokens they attend to besides each other.
+
+    Attributes:
+      new_slots: (T,) int32, all different.
+      spans: (S, 3) int32: slot, length, run; in the order of the conversation, none of them new.
+      run_cos, run_sin: (R, D / 2) float32: how much further the query is turned for the keys of a run.
+    """
+
+    new_slots: np.ndarray
+    spans: np.ndarray
+    run_cos: np.ndarray
+    run_sin: np.ndarray
+
+    def contiguous_length(self) -> int | None:
+        """Rows before the new ones, if the cache is simply filled from slot 0 with nothing moved; None otherwise."""
+        length, moved = 0, bool(np.any(self.run_sin)) or bool(np.any(self.run_cos < 1))
+        for slot, rows, _run in self.spans:
+            if slot != length or moved:
+                return None
+            length += int(rows)
+        return length if np.array_equal(self.new_slots, np.arange(length, length + len(self.new_slots))) else None
 
 
 class Backend(Protocol):
     """The vision and decoder graphs of one bundle, loaded, with one KV cache.
 
     Not thread-safe: one session, one thread.
+
+    Attributes:
+      evicts_in_place: whether `run_decoder` takes any view; if not, only one whose `contiguous_length` is not None.
     """
+
+    evicts_in_place: bool
 
     def allocate_cache(self, capacity_tokens: int) -> None:
         """Allocate all layers' keys and values, once.
@@ -21,16 +52,19 @@ class Backend(Protocol):
         """
         ...
 
-    def encode(
-        self, patches: np.ndarray, rope_cos: np.ndarray, rope_sin: np.ndarray, window_mask: np.ndarray
-    ) -> np.ndarray:
-        """Visual tokens of one frame: (N, W) float32. Shapes of the arguments as in `contract`."""
+    def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
+        """Visual tokens of one frame: (N, W) float32, in `patchify`'s order.
+
+        Args:
+          patches: (P, 3 * patch**2) float32 from `patchify`.
+          rows, columns: patches down and across; P = rows * columns.
+        """
         ...
 
     def run_decoder(
-        self, inputs_embeds: np.ndarray, rope_cos: np.ndarray, rope_sin: np.ndarray, cache_length: int
+        self, inputs_embeds: np.ndarray, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView
     ) -> np.ndarray:
-        """Append T tokens behind the first `cache_length` rows and return the last one's logits.
+        """Append T tokens where `view` says and return the last one's logits.
 
         Returns:
           (V,) float32; valid until the next call.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edge.backends.base import CacheView
 from edge.contract import Manifest
 from edge.decoder import MAX_PREFILL_TOKENS
 
@@ -19,7 +20,7 @@ class DecoderCall:
     """What one call of the decoder graph was given."""
 
     tokens: int
-    cache_length: int
+    cache_length: int  # tokens that the new ones look back at
 
 
 class ScriptedBackend:
@@ -31,6 +32,8 @@ class ScriptedBackend:
 
     The first prefill of a session is its system prompt and takes no reply.
     """
+
+    evicts_in_place = True
 
     def __init__(self, manifest: Manifest, replies: Sequence[Sequence[int]]) -> None:
         self._manifest = manifest
@@ -44,17 +47,15 @@ class ScriptedBackend:
     def allocate_cache(self, capacity_tokens: int) -> None:
         self.capacity_tokens = capacity_tokens
 
-    def encode(
-        self, patches: np.ndarray, rope_cos: np.ndarray, rope_sin: np.ndarray, window_mask: np.ndarray
-    ) -> np.ndarray:
+    def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
         self.encoded_frames += 1
-        tokens = len(patches) // self._manifest.preprocess.merge_size**2
+        tokens = rows * columns // self._manifest.preprocess.merge_size**2
         return np.full((tokens, self._manifest.decoder_facts.hidden_size), patches.mean(), np.float32)
 
     def run_decoder(
-        self, inputs_embeds: np.ndarray, rope_cos: np.ndarray, rope_sin: np.ndarray, cache_length: int
+        self, inputs_embeds: np.ndarray, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView
     ) -> np.ndarray:
-        self.calls.append(DecoderCall(len(inputs_embeds), cache_length))
+        self.calls.append(DecoderCall(len(inputs_embeds), int(view.spans[:, 1].sum())))
         logits = np.zeros(self._manifest.decoder_facts.vocab_size, np.float32)
         if len(inputs_embeds) == MAX_PREFILL_TOKENS:
             return logits  # the rest of the prompt follows

@@ -1,119 +1,141 @@
 """A bundle's graphs on ONNX Runtime.
 
-Owns the two inference sessions and the KV cache's memory, which is bound to input and output alike so that the
-attention operator updates it in place. Every exception of ONNX Runtime is mapped here.
+Owns the choice between native and stock graphs, and the KV cache's memory, which is bound to input and output alike so
+that the attention operator updates it in place. How a session is made is `ort_session`'s.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from edge import contract
+from edge import contract, native
+from edge.backends.base import CacheView
+from edge.backends.frame_tables import FrameTableCache
+from edge.backends.ort_session import OrtSession
 from edge.bundle import Bundle
+from edge.contract import Component
 from edge.errors import BackendError, MemoryBudgetError
 from edge.memory import available_bytes
 
-_FIRST_WITH_INT8_BLOCKS = (1, 24)  # 1.23 does not fuse 8-bit blocked weights into MatMulNBits
-
 
 class OrtBackend:
-    """Runs both graphs on ONNX Runtime's CPU provider.
+    """Runs both graphs on ONNX Runtime's CPU provider: the native ones where they can be, else the stock ones.
 
     Args:
       bundle: an open bundle.
       threads: threads inside one operator; None leaves the choice to ONNX Runtime.
+
+    Attributes:
+      evicts_in_place: whether the decoder is the native graph.
+      notices: sentences for the user about what was chosen, empty where all is as it should be.
     """
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         self._manifest = bundle.manifest
-        manifest = bundle.manifest
-        self._vision = _load(bundle.file(manifest.vision.file), manifest.vision.weights, threads)
-        self._decoder = _load(bundle.file(manifest.decoder.file), manifest.decoder.weights, threads)
-        self._binding = self._decoder.io_binding()
+        vision, decoder = bundle.manifest.vision, bundle.manifest.decoder
+        missing = native.available()
+        self.notices = _notices(missing, vision, decoder)
+        native_vision, native_decoder = (missing is None and bool(part.native_file) for part in (vision, decoder))
+        self._vision = _load(bundle, vision, native_vision, threads)
+        self._decoder = _load(bundle, decoder, native_decoder, threads)
+        self.evicts_in_place = native_decoder
+        self._frames = FrameTableCache(bundle.manifest, native=native_vision)
         self._logits = np.empty((1, bundle.manifest.decoder_facts.vocab_size), np.float32)
         self._cache: list[np.ndarray] = []
-        _bind(self._binding.bind_output, contract.LOGITS, self._logits)
+        self._slot_tables: list[np.ndarray] = []  # cosines and sines that each row was written with
+        self._decoder.bind_output(contract.LOGITS, self._logits)
 
     def allocate_cache(self, capacity_tokens: int) -> None:
         facts = self._manifest.decoder_facts
-        shape = (1, facts.num_kv_heads, capacity_tokens, facts.head_dim)
-        wanted_bytes = capacity_tokens * self._manifest.kv_bytes_per_token
-        free_bytes = available_bytes()
-        if free_bytes is not None and wanted_bytes > free_bytes:  # before the kernel ends the process instead
-            raise MemoryBudgetError(
-                f"The KV cache needs {wanted_bytes / 2**20:.0f} MiB for {facts.layers} layers x {capacity_tokens} "
-                f"tokens, {free_bytes / 2**20:.0f} MiB is free",
-                hint="Use a smaller window",
-            )
-        # Filled, because pages of numpy.zeros are only taken when first written: what lacks should lack at the start.
-        self._cache = [np.full(shape, 0, dtype) for dtype in self._manifest.kv_dtypes for _ in ("key", "value")]
+        _check_memory(self._bytes_per_token() * capacity_tokens, facts.layers, capacity_tokens)
+        rows = (1, facts.num_kv_heads, capacity_tokens)
+        self._cache = []
         for layer in range(facts.layers):
-            for name, array in (
-                (contract.key_cache_name(layer), self._cache[2 * layer]),
-                (contract.value_cache_name(layer), self._cache[2 * layer + 1]),
-            ):
-                _bind(self._binding.bind_input, name, array)
-                _bind(self._binding.bind_output, contract.updated(name), array)
+            dtype = self._manifest.kv_dtypes[layer] if self.evicts_in_place else "float32"
+            for name in (contract.key_cache_name(layer), contract.value_cache_name(layer)):
+                self._allocate(name, (*rows, facts.head_dim), dtype)
+            if dtype == "int8":
+                for name in (contract.key_scales_name(layer), contract.value_scales_name(layer)):
+                    self._allocate(name, rows, "float32")
+        if contract.SLOT_COS in self._decoder.inputs:
+            self._slot_tables = [np.full((capacity_tokens, facts.head_dim // 2), 0, np.float32) for _ in range(2)]
+            for name, table in zip((contract.SLOT_COS, contract.SLOT_SIN), self._slot_tables, strict=True):
+                self._decoder.bind(name, table)
 
-    def encode(
-        self, patches: np.ndarray, rope_cos: np.ndarray, rope_sin: np.ndarray, window_mask: np.ndarray
-    ) -> np.ndarray:
-        feeds = {
-            contract.PATCHES: patches,
-            contract.VISION_COS: rope_cos,
-            contract.VISION_SIN: rope_sin,
-            contract.WINDOW_MASK: window_mask,
-        }
-        try:
-            return np.asarray(self._vision.run([contract.IMAGE_EMBEDS], feeds)[0])
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no public base class
-            raise BackendError(f"The vision graph failed: {error}") from None
+    def _bytes_per_token(self) -> int:
+        facts = self._manifest.decoder_facts
+        if not self.evicts_in_place:
+            return self._manifest.stock_kv_bytes_per_token
+        table_bytes = 2 * (facts.head_dim // 2) * 4 if contract.SLOT_COS in self._decoder.inputs else 0
+        return self._manifest.kv_bytes_per_token + table_bytes
+
+    def _allocate(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
+        # Filled, because pages of numpy.zeros are only taken when first written: what lacks should lack at the start.
+        array = np.full(shape, 0, dtype)
+        self._cache.append(array)
+        self._decoder.bind(name, array)
+        self._decoder.bind_output(contract.updated(name), array)
+
+    def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
+        tables = self._frames.of(rows, columns)
+        ordered = patches if tables.patch_order is None else patches[tables.patch_order]
+        embeds = self._vision.run(contract.IMAGE_EMBEDS, {contract.PATCHES: ordered, **tables.feeds})
+        return embeds if tables.token_places is None else embeds[tables.token_places]
 
     def run_decoder(
-        self, inputs_embeds: np.ndarray, rope_cos: np.ndarray, rope_sin: np.ndarray, cache_length: int
+        self, inputs_embeds: np.ndarray, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView
     ) -> np.ndarray:
-        length = np.array([cache_length], np.int32)
-        _bind(self._binding.bind_input, contract.INPUTS_EMBEDS, inputs_embeds)
-        _bind(self._binding.bind_input, contract.ROPE_COS, rope_cos)
-        _bind(self._binding.bind_input, contract.ROPE_SIN, rope_sin)
-        _bind(self._binding.bind_input, contract.CACHE_LENGTH, length)
-        try:
-            self._decoder.run_with_iobinding(self._binding)
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no public base class
-            raise BackendError(f"The decoder graph failed: {error}") from None
+        given = {contract.INPUTS_EMBEDS: inputs_embeds, contract.ROPE_COS: rope_cos, contract.ROPE_SIN: rope_sin}
+        if self.evicts_in_place:
+            given[contract.NEW_SLOTS], given[contract.SPANS] = view.new_slots, view.spans
+            given[contract.RUN_COS], given[contract.RUN_SIN] = view.run_cos, view.run_sin
+        else:
+            given[contract.CACHE_LENGTH] = np.array([_contiguous(view)], np.int32)
+        kept = {name: np.ascontiguousarray(array) for name, array in given.items()}  # alive until the run is over
+        for table, rows in zip(self._slot_tables, (rope_cos, rope_sin), strict=False):
+            table[view.new_slots] = rows
+        for name, array in kept.items():
+            self._decoder.bind(name, array)
+        self._decoder.run_bound()
         return self._logits[0]
 
 
-def _load(path: Path, weights: str, threads: int | None) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendError(f"ONNX Runtime cannot be loaded: {error}", hint="pip install onnxruntime") from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_mem_pattern = False  # turns differ in length; patterns would be kept for every one
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", contract.MATMUL_ACCURACY_LEVEL)
-    if weights == "int8" and _version(onnxruntime.__version__) < _FIRST_WITH_INT8_BLOCKS:
-        # Else 8-bit blocks would be dequantised again on every run; so they become float32 once, at load.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no public base class
+def _load(bundle: Bundle, component: Component, use_native: bool, threads: int | None) -> OrtSession:
+    path: Path = bundle.file(component.native_file if use_native else component.file)
+    library = native.library_path() if use_native else None
+    return OrtSession(path, component.weights, threads=threads, library=library)
+
+
+def _notices(missing: str | None, vision: Component, decoder: Component) -> list[str]:
+    """What the user should know about the choice of graphs."""
+    if missing is not None:
+        return [f"{missing}. Stock operators are used: they are slower, and the window cannot slide"]
+    notices = []
+    absent = [name for name, part in (("vision", vision), ("decoder", decoder)) if not part.native_file]
+    if absent:
+        notices.append(f"The bundle has no native graph of its {' and '.join(absent)}: stock operators are used there")
+    if native.instruction_set() == "portable":
+        notices.append("This CPU has no instruction set that the native kernels are written for: slow ones are used")
+    return notices
+
+
+def _contiguous(view: CacheView) -> int:
+    length = view.contiguous_length()
+    if length is None:
         raise BackendError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load `{path.name}`: {error}",
-            hint="Export the checkpoint again with this version of streamo-edge",
-        ) from None
+            "The stock decoder graph appends to a cache that is filled from its first row, found a window with gaps",
+            hint="Use `--policy rebuild`, or install the native kernels",
+        )
+    return length
 
 
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2])
-
-
-def _bind(bind: Any, name: str, array: np.ndarray) -> None:
-    """Bind memory that the caller keeps alive until the run is over."""
-    bind(name, "cpu", 0, array.dtype, list(array.shape), array.ctypes.data)
+def _check_memory(wanted_bytes: int, layers: int, capacity_tokens: int) -> None:
+    free_bytes = available_bytes()
+    if free_bytes is not None and wanted_bytes > free_bytes:  # before the kernel ends the process instead
+        raise MemoryBudgetError(
+            f"The KV cache needs {wanted_bytes / 2**20:.0f} MiB for {layers} layers x {capacity_tokens} "
+            f"tokens, {free_bytes / 2**20:.0f} MiB is free",
+            hint="Use a smaller window",
+        )

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from edge.errors import OutputError, SourceError
-from edge.events import QUESTION_ASKED, RESPONSE_COMPLETED, RESPONSE_CREATED, RESPONSE_DELTA, TURN_STATE, Event
+from edge.events import (
+    QUESTION_ASKED,
+    QUESTION_CLOSED,
+    RESPONSE_COMPLETED,
+    RESPONSE_CREATED,
+    RESPONSE_DELTA,
+    TURN_STATE,
+    Event,
+)
 from edge.frames import Frame
 from edge.opencv import load_opencv
 from edge.sinks.caption_bar import BACKGROUND, STRIP_S, BarContent, CaptionBar
@@ -151,6 +159,8 @@ class _Captions:
         """Take note of what happened."""
         if event.type == QUESTION_ASKED:
             self._question = event.fields["text"]
+        elif event.type == QUESTION_CLOSED and event.fields["text"] == self._question:
+            self._question = ""
         elif event.type == RESPONSE_CREATED:
             self._reply, self._reply_from_s = "", event.fields["media_time"]["start_s"]
             self._change("response", event)
