@@ -1,4 +1,4 @@
-"""`streamo-edge bench`: what a turn costs on this machine, beside the official loop."""
+"""`streamo-edge bench`: what a turn, and each kernel, costs on this machine beside what others need."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from apps.cli import console
+from apps.cli import bench_day, bench_kernels, console
+from apps.cli.bench_card import print_card, warn_if_busy
 from apps.cli.bundles import chosen_bundle
 from apps.cli.parsing import number
 
@@ -14,7 +15,13 @@ DEMO_CHECKPOINT = Path(__file__).resolve().parent.parent / "demo" / "checkpoint"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("turn",), help="`turn`: one second of a stream after 10, 30 and 120 of them")
+    what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    _configure_turn(what.add_parser("turn", help="one second of a stream after 10, 30 and 120 of them"))
+    bench_kernels.configure(what.add_parser("kernels", help="each native kernel beside what else could do its work"))
+    bench_day.configure(what.add_parser("day", help="86,400 turns: memory, speed and quality by the hour"))
+
+
+def _configure_turn(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bundle", metavar="BUNDLE", help="folder that `streamo-edge export` wrote; default the shipped one"
     )
@@ -34,6 +41,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    return {"turn": _run_turn, "kernels": bench_kernels.run, "day": bench_day.run}[args.what](args)
+
+
+def _run_turn(args: argparse.Namespace) -> int:
     from apps.bench.turn import measure
 
     with console.progress() as progress:
@@ -47,27 +58,11 @@ def run(args: argparse.Namespace) -> int:
         )
     file = console.report_stream(args.json)
     print_card(result["machine"], file)
-    machine = result["machine"]
-    if (machine["load_average_1min"] or 0) > machine["cores"] + 1:
-        console.say(
-            f"warning: The machine is busy (load {machine['load_average_1min']} on {machine['cores']} cores); "
-            "the figures say little"
-        )
+    warn_if_busy(result["machine"])
     print_result(result, file)
     if args.json:
         console.print_json(result)
     return 0
-
-
-def print_card(machine: dict[str, Any], file: Any) -> None:
-    """The machine that was measured."""
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    rows = [
-        ("processor", f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads used"),
-        ("load", f"{machine['load_average_1min']} (average of the last minute)"),
-        ("software", f"{machine['system']}, Python {machine['python']}, {versions}"),
-    ]
-    console.facts("machine", rows, file)
 
 
 def print_result(result: dict[str, Any], file: Any) -> None:
