@@ -233,13 +233,17 @@ class Manifest:
     files: dict[str, FileFacts]
     stream: StreamDefaults = field(default_factory=StreamDefaults)
     parity: dict[str, Any] = field(default_factory=dict)
+    key_offset_layers: tuple[int, ...] = ()  # whose keys are cached without their common part
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes that one token occupies in the native graph's KV cache, scales included."""
+        """Bytes that one token occupies in the native graph's KV cache: codes, scales, and the angles it was written
+        with, which all layers share and only those with a key offset need.
+        """
         facts = self.decoder_facts
         head_bytes = {"float32": 4 * facts.head_dim, "int8": facts.head_dim + SCALE_BYTES}
-        return sum(2 * facts.num_kv_heads * head_bytes[dtype] for dtype in self.kv_dtypes)
+        angle_bytes = 2 * (facts.head_dim // 2) * 4 if self.key_offset_layers else 0
+        return sum(2 * facts.num_kv_heads * head_bytes[dtype] for dtype in self.kv_dtypes) + angle_bytes
 
     @property
     def stock_kv_bytes_per_token(self) -> int:

@@ -99,14 +99,17 @@ def weights_source(
     codes: np.ndarray, scales: np.ndarray, bits: int, block: int, gated: bool
 ) -> tuple[abi.WeightsSource, list[np.ndarray]]:
     scales = _checked(scales, "scales", np.float32, (None, None))
-    inputs, outputs = scales.shape[0] * block, scales.shape[1]
+    outputs = scales.shape[1]
     if not isinstance(codes, np.ndarray) or codes.dtype not in (np.int8, np.uint8):
         raise KernelError(f"codes: expected int8 or uint8, found {getattr(codes, 'dtype', type(codes).__name__)}")
     codes = _checked(codes, "codes", codes.dtype, (None,) * codes.ndim)
-    if codes.nbytes * 8 != inputs * outputs * bits:
+    # K follows from the codes, since the last block may be short.
+    inputs, rest = divmod(codes.nbytes * 8, max(1, outputs * bits))
+    blocks = -(-inputs // max(1, block))
+    if rest or blocks != len(scales):
         raise KernelError(
-            f"codes: expected {inputs * outputs * bits / 8:g} bytes for {inputs} x {outputs} codes of {bits} bits, "
-            f"found {codes.nbytes}"
+            f"codes: expected {bits} bits for each of {outputs} outputs and of the inputs of {len(scales)} blocks of "
+            f"{block}, found {codes.nbytes} bytes"
         )
     source = abi.WeightsSource(inputs, outputs, bits, block, int(gated), codes.ctypes.data, scales.ctypes.data)
     return source, [codes, scales]

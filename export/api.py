@@ -21,7 +21,7 @@ from export.bundle_writer import BundleWriter
 from export.checkpoint import Checkpoint, open_checkpoint, read_file
 from export.decoder import build_decoder
 from export.expected import compute_expected, load_expected, save_expected
-from export.native import NativeOperators, unsupported
+from export.native import NativeOperators, key_offset_name, unsupported
 from export.onnx_writer import GraphBuilder
 from export.parity import require_parity
 from export.probe import Probe, build_probe
@@ -130,9 +130,15 @@ def export_checkpoint(
             files=dict(sorted(bundle.files.items())),
             stream=source.stream.defaults,
             parity=parity,
+            key_offset_layers=_key_offset_layers(decoder_writer),
         )
         bundle.publish(manifest)
     return manifest
+
+
+def _key_offset_layers(writer: WeightWriter) -> tuple[int, ...]:
+    layers = range(writer.checkpoint.facts.decoder.layers)
+    return tuple(layer for layer in layers if key_offset_name(layer) in writer.stored)
 
 
 def record_reference(checkpoint_dir: str | Path, path: str | Path) -> None:

@@ -65,11 +65,8 @@ class OrtBackend:
                 self._decoder.bind(name, table)
 
     def _bytes_per_token(self) -> int:
-        facts = self._manifest.decoder_facts
-        if not self.evicts_in_place:
-            return self._manifest.stock_kv_bytes_per_token
-        table_bytes = 2 * (facts.head_dim // 2) * 4 if contract.SLOT_COS in self._decoder.inputs else 0
-        return self._manifest.kv_bytes_per_token + table_bytes
+        manifest = self._manifest
+        return manifest.kv_bytes_per_token if self.evicts_in_place else manifest.stock_kv_bytes_per_token
 
     def _allocate(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
         # Filled, because pages of numpy.zeros are only taken when first written: what lacks should lack at the start.
@@ -116,6 +113,8 @@ def _notices(missing: str | None, vision: Component, decoder: Component) -> list
     absent = [name for name, part in (("vision", vision), ("decoder", decoder)) if not part.native_file]
     if absent:
         notices.append(f"The bundle has no native graph of its {' and '.join(absent)}: stock operators are used there")
+    if not decoder.native_file:
+        notices[-1] += ", and the window cannot slide"
     if native.instruction_set() == "portable":
         notices.append("This CPU has no instruction set that the native kernels are written for: slow ones are used")
     return notices
