@@ -2,27 +2,28 @@
 
 Owns the measurement: one session, one question asked at the first second and never again, tens of thousands of turns
 paced as fast as they go. The pictures are scenes of the demonstration's world, one after the other, whose true answers
-are known. Time is that of `push` alone; drawing the pictures is not part of it.
+are known; another process draws them, so that time and memory are those of the session alone.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from apps.bench.machine import available_cores, machine_card
 from edge.errors import UsageError
 
-if TYPE_CHECKING:
-    from apps.demo.world import Stream
-
 TURNS_A_DAY = 86_400
 TURNS_AN_HOUR = 3600
 SCENE_TURNS = 300
+FRAMES_AHEAD = 4
 SETTLED_TURNS = 1000
 """Memory and turn time count from here on; the window has long been full then."""
 
@@ -79,17 +80,18 @@ def measure(
     bundle = edge.open_bundle(bundle_path)
     session = edge.StreamSession(bundle, window_turns=window_turns, threads=threads, policy=policy)
     log = DayLog(turns)
-    for scene, first_turn in _scenes(turns, seed):
-        answers = []
-        for offset in range(scene.duration_s):
-            t = first_turn + offset
-            if t == 0:
-                session.ask(scene.questions[0])
-            elapsed_ms, answer = _timed_push(session, scene, offset, t)
-            answers.append(answer)
-            log.add_turn(t, elapsed_ms)
-        log.hours[-1].scores.add(answers, scene.truth)
-        progress("turns", first_turn + scene.duration_s, turns)
+    answers: list[tuple[str, str]] = []
+    for t, (pixels, scene) in enumerate(_frames(turns, seed)):
+        if t == 0:
+            session.ask(scene.question)
+        start_ns = time.perf_counter_ns()
+        turn = session.push(pixels, t)
+        log.add_turn(t, (time.perf_counter_ns() - start_ns) / 1e6)
+        answers.append((turn.state.value, turn.text))
+        if len(answers) == len(scene.truth):
+            log.hours[-1].scores.add(answers, scene.truth)
+            answers = []
+            progress("turns", t + 1, turns)
     return {
         "turns": turns,
         "policy": session.policy,
@@ -144,23 +146,41 @@ class DayLog:
         }
 
 
-def _scenes(turns: int, seed: int) -> Iterator[tuple[Stream, int]]:
-    """Scenes that follow each other, labelled for the one question, and the turn at which each begins."""
+@dataclass(frozen=True)
+class Scene:
+    """What is true of one scene."""
+
+    question: str
+    truth: list[Any]
+
+
+def _frames(turns: int, seed: int) -> Iterator[tuple[np.ndarray, Scene]]:
+    """The picture of each turn with the scene it belongs to, drawn a few ahead by another process."""
+    context = multiprocessing.get_context("spawn")
+    drawn = context.Queue(FRAMES_AHEAD)
+    painter = context.Process(target=_draw, args=(turns, seed, drawn), daemon=True)
+    painter.start()
+    try:
+        for _ in range(0, turns, SCENE_TURNS):
+            scene = drawn.get()
+            for _ in scene.truth:
+                yield drawn.get(), scene
+    finally:
+        painter.terminate()
+
+
+def _draw(turns: int, seed: int, drawn: Any) -> None:
+    """Scenes that follow each other, labelled for one question: each scene, then its pictures."""
     from apps.demo.labels import Question, label_turns
     from apps.demo.phrases import NARRATION, NARRATION_QUESTIONS
     from apps.demo.world import make_stream
 
-    asked = {0: Question(NARRATION, NARRATION_QUESTIONS[0])}
+    question = NARRATION_QUESTIONS[0]
     for number, first_turn in enumerate(range(0, turns, SCENE_TURNS)):
-        scene = make_stream(seed + number, NARRATION, duration_s=min(SCENE_TURNS, turns - first_turn))
-        yield replace(scene, asked=asked, truth=label_turns(scene.script, asked)), first_turn
-
-
-def _timed_push(session: Any, scene: Stream, offset: int, t: int) -> tuple[float, tuple[str, str]]:
-    pixels = scene.render(offset)
-    start_ns = time.perf_counter_ns()
-    turn = session.push(pixels, t)
-    return (time.perf_counter_ns() - start_ns) / 1e6, (turn.state.value, turn.text)
+        stream = make_stream(seed + number, NARRATION, duration_s=min(SCENE_TURNS, turns - first_turn))
+        drawn.put(Scene(question, label_turns(stream.script, {0: Question(NARRATION, question)})))
+        for t in range(stream.duration_s):
+            drawn.put(stream.render(t))
 
 
 def resident_mib() -> float:

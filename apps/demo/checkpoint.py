@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
 from apps.demo.vocabulary import build_tokenizer, save_tokenizer, write_json
+from apps.demo.world import MAX_DURATION_S
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 MAX_PIXELS = 11760  # 140 x 84: five by three visual tokens for the demonstration's 5:3 frames
@@ -111,6 +112,7 @@ def save_checkpoint(state: dict[str, torch.Tensor], folder: Path = CHECKPOINT) -
     save_tokenizer(tokenizer, fresh)
     config = config_content(tokenizer)
     write_json(fresh / "config.json", config)
+    write_json(fresh / "streamo.json", {"window_turns": MAX_DURATION_S})
     tensors = {name: value.detach().to(torch.bfloat16).contiguous() for name, value in hub_tensors(state).items()}
     save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
     (fresh / "model.safetensors").chmod(0o644)

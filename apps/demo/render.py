@@ -36,7 +36,7 @@ def _noise_tile(height: int, width: int) -> np.ndarray:
     return np.round(rng.standard_normal((height + 64, width + 64, 3)) * 16).astype(np.int16)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=4)
 def _scaled_noise(height: int, width: int, level: int) -> np.ndarray:
     return np.round(_noise_tile(height, width) * (level / 64)).astype(np.int16)
 

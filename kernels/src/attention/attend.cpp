@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <cstring>
 
 #include "attention/call.h"
 #include "attention/query_block.h"
@@ -15,8 +16,9 @@ struct Workspace {
   float* angle_panel;   /* with a key offset */
   float* scores;        /* (kStripRows, kTileKeys) float or int32 */
   float* corrections;   /* (kStripRows, kTileKeys) with a key offset */
+  int32_t* remainders;  /* (kStripRows, kTileKeys) with a key offset */
   uint8_t* weights;     /* (kStripRows, kTileKeys), int8 only, as the scales */
-  float *key_scales, *value_scales; /* (kTileKeys) */
+  float *key_scales, *value_logarithms, *value_inverses; /* (kTileKeys) */
   float* sums;          /* (block rows, D) */
   float *maximum, *sum; /* (block rows) */
 };
@@ -25,8 +27,8 @@ size_t workspace_bytes(const AttentionCall& call) {
   const size_t width = static_cast<size_t>(call.arguments.head_dim);
   const size_t rows = static_cast<size_t>(call.plan.block_rows);
   const size_t strip = size_t{kStripRows} * kTileKeys;
-  return Carve::bytes_of<float>(kTileKeys * width) * 3 + Carve::bytes_of<float>(strip) * 2 +
-         Carve::bytes_of<uint8_t>(strip) + Carve::bytes_of<float>(kTileKeys) * 2 +
+  return Carve::bytes_of<float>(kTileKeys * width) * 3 + Carve::bytes_of<float>(strip) * 3 +
+         Carve::bytes_of<uint8_t>(strip) + Carve::bytes_of<float>(kTileKeys) * 3 +
          Carve::bytes_of<float>(rows * width) + Carve::bytes_of<float>(rows) * 2;
 }
 
@@ -40,13 +42,40 @@ Workspace take_workspace(const AttentionCall& call, Carve& memory) {
   w.angle_panel = memory.take<float>(kTileKeys * width);
   w.scores = memory.take<float>(strip);
   w.corrections = memory.take<float>(strip);
+  w.remainders = memory.take<int32_t>(strip);
   w.weights = memory.take<uint8_t>(strip);
   w.key_scales = memory.take<float>(kTileKeys);
-  w.value_scales = memory.take<float>(kTileKeys);
+  w.value_logarithms = memory.take<float>(kTileKeys);
+  w.value_inverses = memory.take<float>(kTileKeys);
   w.sums = memory.take<float>(rows * width);
   w.maximum = memory.take<float>(rows);
   w.sum = memory.take<float>(rows);
   return w;
+}
+
+// log2(x) to 5e-6, of a positive normal number; in a form that compilers vectorise.
+inline float logarithm(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const uint32_t exponent = bits - 0x3f3504f3u;  // of x / sqrt(1/2)
+  const uint32_t fraction = (exponent & 0x007fffffu) + 0x3f3504f3u;
+  std::memcpy(&x, &fraction, sizeof x);
+  const float t = (x - 1.0f) / (x + 1.0f), square = t * t;  // |t| < 0.172
+  const float series = 0.9617966939f + square * (0.5770780164f + square * 0.4121985831f);
+  return static_cast<float>(static_cast<int32_t>(exponent) >> 23) + t * (2.885390082f + square * series);
+}
+
+// Of the scales of a tile's values. A row of zeros has no scale, and any will do; one that hardly counts beside its
+// neighbours, or at all, gets one that keeps powers of two in range.
+void invert_scales(const float* scales, int32_t count, float* logarithms, float* inverses) {
+  float largest = 0.0f;
+  for (int32_t i = 0; i < count; ++i) largest = std::max(largest, scales[i]);
+  const float least = std::max(largest * 0x1p-60f, 1e-30f), missing = largest > 0.0f ? largest : 1.0f;
+  for (int32_t i = 0; i < count; ++i) {
+    const float scale = scales[i] > 0.0f ? std::max(scales[i], least) : missing;
+    logarithms[i] = logarithm(scale);
+    inverses[i] = 1.0f / scale;
+  }
 }
 
 class Task {
@@ -161,10 +190,13 @@ class Task {
                                    static_cast<int8_t*>(work_.value_panel));
     const int32_t* slots = call_.plan.slots + tile.begin;
     const size_t head = static_cast<size_t>(head_) * a_.capacity;
-    for (int32_t i = 0; i < kTileKeys; ++i) {
+    alignas(64) float value_scales[kTileKeys];
+    const int32_t padded = (tile.count + kPaddedKeys - 1) / kPaddedKeys * kPaddedKeys;
+    for (int32_t i = 0; i < padded; ++i) {
       work_.key_scales[i] = i < tile.count ? a_.key_scales[head + slots[i]] : 0.0f;
-      work_.value_scales[i] = i < tile.count ? a_.value_scales[head + slots[i]] : 0.0f;
+      value_scales[i] = i < tile.count ? a_.value_scales[head + slots[i]] : 0.0f;
     }
+    invert_scales(value_scales, padded, work_.value_logarithms, work_.value_inverses);
     if (queries_.offset().count > 0) {
       const std::ptrdiff_t half = a_.head_dim / 2;
       call_.kernels.pack_angles({a_.slot_cos, half, slots, tile.count}, {a_.slot_sin, half, slots, tile.count},
@@ -177,32 +209,40 @@ class Task {
                               a_.head_dim, static_cast<const uint8_t*>(work_.key_panel), tile.count, dots);
   }
 
-  // What the int8 scores of a strip lack: the keys' offset, and the queries' own rounding. `dots`: room for both.
-  void correct_strip(const Tile& tile, int32_t row, int32_t count, int32_t* dots) const {
+  // What the int8 scores of a strip lack: the keys' offset, and the queries' own rounding.
+  void correct_strip(const Tile& tile, int32_t row, int32_t count) const {
     const int32_t depth = 2 * queries_.offset().count;
     call_.kernels.scores_float(queries_.offset_factors() + static_cast<size_t>(row) * depth, count, depth,
                                work_.angle_panel, tile.count, work_.corrections);
-    score_int8(queries_.remainder(), tile, row, count, dots);
-    for (int32_t i = 0; i < count; ++i) {
-      const float scale = queries_.remainder().scales[row + i];
-      float* corrections = work_.corrections + i * kTileKeys;
-      const int32_t* lost = dots + i * kTileKeys;
-      for (int32_t key = 0; key < tile.count; ++key) {
-        corrections[key] += static_cast<float>(lost[key]) * (scale * work_.key_scales[key]);
-      }
-    }
+    score_int8(queries_.remainder(), tile, row, count, work_.remainders);
   }
 
   void attend_strip_int8(const Tile& tile, int32_t row, int32_t count, const int32_t* visible) {
     const size_t at = static_cast<size_t>(row) * a_.head_dim;
     int32_t* dots = reinterpret_cast<int32_t*>(work_.scores);
-    const int32_t pairs = queries_.offset().count;
-    if (pairs > 0) correct_strip(tile, row, count, dots);
+    const bool corrected = queries_.offset().count > 0;
+    if (corrected) correct_strip(tile, row, count);
     score_int8(queries_.codes(), tile, row, count, dots);
     float keep[kStripRows], step[kStripRows];
-    call_.kernels.softmax_int8({count, tile.count, visible, dots, queries_.codes().scales + row, work_.key_scales,
-                                work_.value_scales, pairs > 0 ? work_.corrections : nullptr, work_.weights,
-                                {work_.maximum + row, work_.sum + row}, keep, step});
+    Int8Softmax softmax = {};
+    softmax.rows = count;
+    softmax.count = tile.count;
+    softmax.visible = visible;
+    softmax.scores = dots;
+    softmax.query_scales = queries_.codes().scales + row;
+    softmax.key_scales = work_.key_scales;
+    softmax.value_logarithms = work_.value_logarithms;
+    softmax.value_inverses = work_.value_inverses;
+    if (corrected) {
+      softmax.corrections = work_.corrections;
+      softmax.remainders = work_.remainders;
+      softmax.remainder_scales = queries_.remainder().scales + row;
+    }
+    softmax.weights = work_.weights;
+    softmax.state = {work_.maximum + row, work_.sum + row};
+    softmax.keep = keep;
+    softmax.step = step;
+    call_.kernels.softmax_int8(softmax);
     call_.kernels.values_int8(work_.weights, keep, step, count, static_cast<const int8_t*>(work_.value_panel),
                               tile.count, a_.head_dim, work_.sums + at);
   }

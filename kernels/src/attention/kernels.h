@@ -10,7 +10,8 @@
 
 namespace streamo {
 
-constexpr int32_t kTileKeys = 128;
+constexpr int32_t kTileKeys = 256;
+constexpr int32_t kPaddedKeys = 64;  // a kernel may read scales up to a multiple of it
 constexpr int32_t kStripRows = 48;
 constexpr int32_t kMaxHeadDim = 256;
 
@@ -45,11 +46,14 @@ struct Int8Softmax {
   const int32_t* visible;
   const int32_t* scores;      /* integer dots */
   const float* query_scales;  /* (rows) */
-  const float* key_scales;    /* (kTileKeys), 0 behind count */
-  const float* value_scales;  /* (kTileKeys), 0 behind count */
-  const float* corrections;   /* added to the scaled scores, rows kTileKeys apart; NULL: none */
+  const float* key_scales;    /* (kTileKeys), 0 behind count; as the next two, set up to a multiple of kPaddedKeys */
+  const float* value_logarithms; /* (kTileKeys) of the value scales, base 2; finite */
+  const float* value_inverses;   /* (kTileKeys) 1 / value scale, of the same scales */
+  const float* corrections;   /* added to the scaled scores, rows kTileKeys apart; NULL: none, nor the two below */
+  const int32_t* remainders;  /* integer dots of what rounding the queries lost, as scores */
+  const float* remainder_scales; /* (rows) */
   uint8_t* weights;           /* out: weight times value scale over `step`; 0 behind the visible ones up to kTileKeys */
-  RowState state;
+  RowState state;             /* the maximum is that of the scores plus value_logarithms */
   float* keep;                /* (rows) out, as above */
   float* step;                /* (rows) out: what one unit of the weights is worth */
 };

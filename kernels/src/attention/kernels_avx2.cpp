@@ -8,7 +8,7 @@ namespace {
 
 struct Avx2 {
   static constexpr int width = 8, narrow_width = 8, rows = 6, columns = 2;
-  static constexpr int weight_levels = 255, key_zero_point = 0;
+  static constexpr int weight_levels = 255, weight_vectors = 1, key_zero_point = 0;
   using F = __m256;
   using I = __m256i;
 

@@ -8,7 +8,7 @@ namespace {
 
 struct Avx512 {
   static constexpr int width = 16, narrow_width = 8, rows = 6, columns = 4;
-  static constexpr int weight_levels = 255;
+  static constexpr int weight_levels = 255, weight_vectors = 4;
   static constexpr int key_zero_point = 128;  // vpdpbusd wants one operand without a sign
   using F = __m512;
   using I = __m512i;
@@ -60,8 +60,11 @@ struct Avx512 {
   static void store_codes(int8_t* to, F a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
   }
-  static void store_weights(uint8_t* to, F a) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
+  // Saturating packs interleave the vectors: of 16 dwords of 4 keys, dword 4 l + j is dword l of vector j.
+  static void store_weights(uint8_t* to, const F (&a)[weight_vectors]) {
+    const I low = _mm512_packus_epi32(_mm512_cvtps_epi32(a[0]), _mm512_cvtps_epi32(a[1]));
+    const I high = _mm512_packus_epi32(_mm512_cvtps_epi32(a[2]), _mm512_cvtps_epi32(a[3]));
+    _mm512_storeu_si512(to, _mm512_packus_epi16(low, high));
   }
 
   template <typename Element>

@@ -6,7 +6,7 @@ namespace {
 
 struct DotProduct : Neon {
   // The product of unsigned and signed bytes belongs to a later extension: weights are signed and take half the levels.
-  static constexpr int weight_levels = 127;
+  static constexpr int weight_levels = 127, weight_vectors = 1;
 
   static void pack_values(const RowSource<int8_t>& values, int head_dim, int8_t* out) {
     for (int key = 0; key < values.count; key += 4) {

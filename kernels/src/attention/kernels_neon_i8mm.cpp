@@ -8,7 +8,7 @@ namespace streamo {
 namespace {
 
 struct MatrixProduct : Neon {
-  static constexpr int weight_levels = 255;
+  static constexpr int weight_levels = 255, weight_vectors = 1;
 };
 
 using Shared = Tiles<MatrixProduct>;

@@ -9,7 +9,7 @@ namespace {
 
 struct Portable {
   static constexpr int width = 4, narrow_width = 4, rows = 2, columns = 2;
-  static constexpr int weight_levels = 255, key_zero_point = 0;
+  static constexpr int weight_levels = 255, weight_vectors = 1, key_zero_point = 0;
   struct F {
     float lane[4];
   };

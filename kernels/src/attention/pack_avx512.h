@@ -81,18 +81,19 @@ inline void pack_angles_avx512(const RowSource<float>& cosines, const RowSource<
   pack_dwords_avx512(second, pair_count, depth, panel_keys, 0u, out + static_cast<size_t>(pair_count) * panel_keys);
 }
 
-// Four rows interleaved by byte, 16 columns at a time: [keys / 4][head_dim][4].
+// Four rows interleaved by byte, 16 columns at a time: [keys / 4][head_dim][4], with zeros up to 16 keys.
 inline void pack_values_avx512(const RowSource<int8_t>& rows, int head_dim, int8_t* out) {
   const __m512i gather_rows = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i interleave = _mm512_broadcast_i32x4(
       _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-  for (int key = 0; key < rows.count; key += 4) {
+  const int padded = (rows.count + 15) / 16 * 16;
+  for (int key = 0; key < padded; key += 4) {
     int8_t* block = out + static_cast<size_t>(key) * head_dim;
     const int8_t* from[4];
     __mmask8 real[4];
     for (int i = 0; i < 4; ++i) {
       real[i] = key + i < rows.count ? 0xff : 0;
-      from[i] = rows.base + rows.slots[real[i] ? key + i : key] * rows.stride;
+      from[i] = rows.base + rows.slots[real[i] ? key + i : 0] * rows.stride;
     }
     for (int column = 0; column < head_dim; column += 16) {
       const auto load = [&](int i) {

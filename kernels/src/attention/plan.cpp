@@ -6,10 +6,11 @@
 namespace streamo {
 namespace {
 
-constexpr int32_t kMostBlockRows = 288;   // queries, sums and a tile then fit a second-level cache
+constexpr int32_t kMostBlockRows = 576;   // queries, sums and a tile then fit a second-level cache
 constexpr int32_t kEnoughTasks = 8;       // below this the keys are cut into chunks as well
-constexpr int32_t kWantedTasks = 24;
-constexpr int32_t kFewestChunkTiles = 4;
+constexpr int32_t kWantedTasks = 12;
+constexpr int32_t kManyRows = 256;        // from here on, more chunks than needed cost more in sums than they balance
+constexpr int32_t kFewestChunkTiles = 2;
 
 int32_t divide_up(int64_t a, int64_t b) { return static_cast<int32_t>((a + b - 1) / b); }
 
@@ -70,7 +71,8 @@ Plan make_plan(const streamo_attention& a, Scratch& memory) {
   const int64_t tasks = int64_t{plan.blocks} * a.kv_heads;
   plan.chunk_tiles = plan.tile_count;
   if (tasks < kEnoughTasks) {
-    plan.chunk_tiles = std::max(kFewestChunkTiles, divide_up(plan.tile_count * tasks, kWantedTasks));
+    const int32_t wanted = plan.block_rows < kManyRows ? kWantedTasks : kEnoughTasks;
+    plan.chunk_tiles = std::max(kFewestChunkTiles, divide_up(plan.tile_count * tasks, wanted));
   }
   plan.chunks = divide_up(plan.tile_count, plan.chunk_tiles);
   return plan;

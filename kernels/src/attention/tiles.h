@@ -6,6 +6,7 @@
 //   rows, columns   the register tile: rows * columns accumulators, `columns` operands and one broadcast must fit
 //   narrow_width    lanes of the vectors that load_narrow and its like handle; divides 8
 //   weight_levels   the largest 8-bit weight that dot_values takes (255, or 127)
+//   weight_vectors  how many vectors store_weights takes at once; divides a tile's
 //   key_zero_point  what pack adds to key codes (128, or 0)
 // and the functions used below. Packed keys are [panel of width * columns keys][head_dim / 4][keys][4 codes] (int8) and
 // [panel][head_dim][keys] (float); packed values are [keys / 4][head_dim][4 keys].
@@ -114,7 +115,7 @@ struct Tiles {
   static constexpr int width = V::width;
   static constexpr int panel_keys = V::width * V::columns;
   static constexpr int tile_vectors = kTileKeys / V::width;
-  static_assert(kTileKeys % panel_keys == 0 && width <= 16);
+  static_assert(kTileKeys % panel_keys == 0 && width <= 16 && kPaddedKeys % (width * V::weight_vectors) == 0);
 
   // 2^x by polynomial; coefficients from the constant up.
   template <int Count>
@@ -258,60 +259,106 @@ struct Tiles {
     }
   }
 
-  // `Whole`: every key of a full tile is visible, so that all stays in registers.
+  // Rows of int8 scores that are worked on together: enough that one row's reductions hide behind another's.
+  static constexpr int softmax_rows = 8;
+  static constexpr int softmax_lanes = softmax_rows < width ? width : softmax_rows;
+
+  // scaled = score + log2(value scale), minus infinity where hidden; returns the largest. `Whole`: all of a full tile
+  // is visible. Writes up to the end of the last group of weights.
   template <bool Whole, bool Corrected>
-  static void softmax_int8_row(const Int8Softmax& tile, int row, int visible) {
+  static float scale_int8_row(const Int8Softmax& tile, int row, int visible, float* scaled) {
     const int vectors = Whole ? tile_vectors : (visible + width - 1) / width;
     const int32_t* dots = tile.scores + row * kTileKeys;
     const F query_scale = V::set(tile.query_scales[row]);
-    F values[tile_vectors];
     F largest = V::set(-FLT_MAX);
     STREAMO_UNROLL
     for (int i = 0; i < vectors; ++i) {
-      F score = V::mul(V::to_float(V::load_int(dots + i * width)), V::load(tile.key_scales + i * width));
+      const F dot = V::to_float(V::load_int(dots + i * width)), key_scale = V::load(tile.key_scales + i * width);
+      const F added = V::load(tile.value_logarithms + i * width);
+      F sum;
       if constexpr (Corrected) {
-        score = V::fma(score, query_scale, V::load(tile.corrections + row * kTileKeys + i * width));
+        const int at = row * kTileKeys + i * width;
+        const F lost = V::mul(V::to_float(V::load_int(tile.remainders + at)), V::set(tile.remainder_scales[row]));
+        sum = V::fma(V::fma(dot, query_scale, lost), key_scale, V::add(added, V::load(tile.corrections + at)));
+      } else {
+        sum = V::fma(V::mul(dot, key_scale), query_scale, added);
       }
-      if (!Whole && (i + 1) * width > visible) score = V::first(score, visible - i * width, V::set(-INFINITY));
-      values[i] = score;
-      largest = V::max(largest, score);
+      if (!Whole && (i + 1) * width > visible) sum = V::first(sum, visible - i * width, V::set(-INFINITY));
+      V::store(scaled + i * width, sum);
+      largest = V::max(largest, sum);
     }
-    // A query scale is never negative, so the largest product belongs to the largest factor.
-    const float tile_maximum = V::reduce_max(largest) * (Corrected ? 1.0f : tile.query_scales[row]);
-    tile.keep[row] = raise_maximum(tile.state, row, tile_maximum);
-
-    const F maximum = V::set(tile.state.maximum[row]);
-    F sum = V::zero(), heaviest = V::zero();
-    STREAMO_UNROLL
-    for (int i = 0; i < vectors; ++i) {
-      F weight = exp2(Corrected ? V::sub(values[i], maximum) : V::fms(values[i], query_scale, maximum), kExp2Coarse);
-      if (!Whole && (i + 1) * width > visible) weight = V::first(weight, visible - i * width, V::zero());
-      sum = V::add(sum, weight);
-      values[i] = V::mul(weight, V::load(tile.value_scales + i * width));
-      heaviest = V::max(heaviest, values[i]);
+    if (!Whole) {
+      for (int i = vectors; i % V::weight_vectors != 0; ++i) V::store(scaled + i * width, V::set(-INFINITY));
     }
-    tile.state.sum[row] = tile.state.sum[row] * tile.keep[row] + V::reduce_add(sum);
+    return V::reduce_max(largest);
+  }
 
-    // Scaled by the tile's own heaviest weight: by the running one, long tails would all round to zero.
-    const float top = V::reduce_max(heaviest);
-    const bool some = top > 1e-30f;
-    tile.step[row] = some ? top * (1.0f / V::weight_levels) : 0.0f;
-    const F levels = V::set(some ? V::weight_levels / top : 0.0f);
-    uint8_t* weights = tile.weights + row * kTileKeys;
+  // Weights of a row, 2^(scaled - base); returns their sum, each over its value scale.
+  template <bool Whole>
+  static float weigh_int8_row(const Int8Softmax& tile, int visible, const float* scaled, float base,
+                              uint8_t* weights) {
+    const int vectors = Whole ? tile_vectors : (visible + width - 1) / width;
+    const F subtrahend = V::set(base);
+    F sum = V::zero();
     STREAMO_UNROLL
-    for (int i = 0; i < vectors; ++i) V::store_weights(weights + i * width, V::mul(values[i], levels));
-    if (!Whole) std::memset(weights + vectors * width, 0, static_cast<size_t>(kTileKeys - vectors * width));
+    for (int i = 0; i < vectors; i += V::weight_vectors) {
+      F group[V::weight_vectors];
+      repeat<V::weight_vectors>([&](auto j) STREAMO_INLINE {
+        group[j] = exp2(V::sub(V::load(scaled + (i + j) * width), subtrahend), kExp2Coarse);
+        sum = V::fma(group[j], V::load(tile.value_inverses + (i + j) * width), sum);
+      });
+      if constexpr (V::weight_vectors == 1) {
+        V::store_weights(weights + i * width, group[0]);
+      } else {
+        V::store_weights(weights + i * width, group);
+      }
+    }
+    if (!Whole) {
+      const int written = (vectors + V::weight_vectors - 1) / V::weight_vectors * V::weight_vectors * width;
+      std::memset(weights + written, 0, static_cast<size_t>(kTileKeys - written));
+    }
+    return V::reduce_add(sum);
+  }
+
+  // Weights are scaled by the tile's own heaviest: by the running one, long tails would all round to zero. The value
+  // scales go into the exponent, so that the heaviest is known before any power is taken.
+  template <bool Corrected>
+  static void softmax_int8_group(const Int8Softmax& tile, int first, int rows) {
+    alignas(64) float scaled[softmax_rows * kTileKeys];
+    alignas(64) float tops[softmax_lanes] = {}, before[softmax_lanes] = {}, keep[softmax_lanes], step[softmax_lanes];
+    const auto visible = [&](int r) { return tile.visible != nullptr ? tile.visible[first + r] : tile.count; };
+    for (int r = 0; r < rows; ++r) {
+      float* to = scaled + r * kTileKeys;
+      tops[r] = visible(r) == kTileKeys ? scale_int8_row<true, Corrected>(tile, first + r, kTileKeys, to)
+                                        : scale_int8_row<false, Corrected>(tile, first + r, visible(r), to);
+      before[r] = tile.state.maximum[first + r];
+    }
+    for (int r = 0; r < rows; r += width) {
+      const F top = V::load(tops + r), older = V::load(before + r), maximum = V::max(top, older);
+      V::store(keep + r, exp2(V::sub(older, maximum), kExp2Fine));
+      V::store(step + r, V::mul(exp2(V::sub(top, maximum), kExp2Fine), V::set(1.0f / V::weight_levels)));
+    }
+    constexpr float level_bits = V::weight_levels == 255 ? 7.99435344f : 6.98868469f;  // log2(weight_levels)
+    static_assert(V::weight_levels == 255 || V::weight_levels == 127);
+    for (int r = 0; r < rows; ++r) {
+      const int row = first + r;
+      uint8_t* weights = tile.weights + row * kTileKeys;
+      const float* from = scaled + r * kTileKeys;
+      const float base = tops[r] - level_bits;
+      const float sum = visible(r) == kTileKeys ? weigh_int8_row<true>(tile, kTileKeys, from, base, weights)
+                                                : weigh_int8_row<false>(tile, visible(r), from, base, weights);
+      const bool raised = tops[r] > before[r];
+      if (raised) tile.state.maximum[row] = tops[r];
+      tile.keep[row] = raised ? keep[r] : 1.0f;
+      tile.step[row] = step[r];
+      tile.state.sum[row] = tile.state.sum[row] * tile.keep[row] + sum * step[r];
+    }
   }
 
   template <bool Corrected>
   static void softmax_int8_rows(const Int8Softmax& tile) {
-    for (int row = 0; row < tile.rows; ++row) {
-      const int visible = tile.visible != nullptr ? tile.visible[row] : tile.count;
-      if (visible == kTileKeys) {
-        softmax_int8_row<true, Corrected>(tile, row, visible);
-      } else {
-        softmax_int8_row<false, Corrected>(tile, row, visible);
-      }
+    for (int row = 0; row < tile.rows; row += softmax_rows) {
+      softmax_int8_group<Corrected>(tile, row, tile.rows - row < softmax_rows ? tile.rows - row : softmax_rows);
     }
   }
 
@@ -367,6 +414,18 @@ struct Tiles {
     }
   }
 
+  // `weights` points at the dword of four keys' weights, `panel` at the values of those keys.
+  template <int Rows, int Columns>
+  STREAMO_INLINE static inline void add_products(I (&block)[Rows][Columns], const uint8_t* weights,
+                                                 const int8_t* panel) {
+    I lanes[Columns];
+    repeat<Columns>([&](auto c) STREAMO_INLINE { lanes[c] = V::load_int(panel + 4 * c * width); });
+    repeat<Rows>([&](auto r) STREAMO_INLINE {
+      const I weight = V::broadcast_dword(weights + r * kTileKeys);
+      repeat<Columns>([&](auto c) STREAMO_INLINE { block[r][c] = V::dot_values(block[r][c], weight, lanes[c]); });
+    });
+  }
+
   template <int Rows, int Columns>
   static void value_block_int8(const uint8_t* weights, const float* keep, const float* step, const int8_t* panel,
                                int count, int column, int head_dim, float* sums) {
@@ -374,15 +433,20 @@ struct Tiles {
     repeat<Rows>([&](auto r) STREAMO_INLINE {
       repeat<Columns>([&](auto c) STREAMO_INLINE { block[r][c] = V::set_int(0); });
     });
-    for (int key = 0; key < count; key += 4) {
-      I lanes[Columns];
-      repeat<Columns>([&](auto c) STREAMO_INLINE {
-        lanes[c] = V::load_int(panel + (key * head_dim + 4 * (column + c * width)));
-      });
-      repeat<Rows>([&](auto r) STREAMO_INLINE {
-        const I weight = V::broadcast_dword(weights + r * kTileKeys + key);
-        repeat<Columns>([&](auto c) STREAMO_INLINE { block[r][c] = V::dot_values(block[r][c], weight, lanes[c]); });
-      });
+    const int8_t* values = panel + 4 * column;
+    const std::ptrdiff_t stride = 4 * head_dim;
+    if constexpr (V::weight_vectors == 1) {
+      for (int key = 0; key < count; key += 4, values += stride) add_products(block, weights + key, values);
+    } else {
+      // Four dwords of one vector of weights lie as far apart as there were vectors, see store_weights.
+      static_assert(V::weight_vectors == 4 && width == 16);
+      for (int key = 0; key < count; key += 16) {
+        const uint8_t* from = weights + (key & ~63) + (key & 48) / 4;
+        repeat<4>([&](auto i) STREAMO_INLINE {
+          add_products(block, from + 16 * i, values);
+          values += stride;
+        });
+      }
     }
     repeat<Rows>([&](auto r) STREAMO_INLINE {
       const F unit = V::set(step[r]);
