@@ -17,6 +17,7 @@ from apps.bench.kernel_cases import AttentionCase, Piece, angles, attention_data
 from apps.bench.stock_operators import GroupQueryAttention, random_cache
 from apps.bench.timing import Contestant, Times, Work
 from edge import kernels_abi, native
+from edge.backends.cache_memory import allocate_arrays
 from edge.kernel_arguments import attention_arguments
 
 DEPTH, NEW_TOKENS = 8192, 144
@@ -98,9 +99,12 @@ class OurAttention:
             given |= {name: np.full((kv_heads, capacity), 0.02, np.float32) for name in ("key_scales", "value_scales")}
         self._library, self._pool = kernels_abi.load_library(), pool
         self._calls, self._kept = [], []
+        arrays = allocate_arrays([((kv_heads, capacity, width), dtype.name)] * (2 * layers))
         for layer in range(layers):
-            caches = [random_cache((kv_heads, capacity, width), dtype, 2 * layer + part) for part in (0, 1)]
-            call = {**given, "scale": None, "key_cache": caches[0], "value_cache": caches[1]}
+            keys, values = arrays[2 * layer : 2 * layer + 2]
+            for part, cache in enumerate((keys, values)):
+                cache[:] = random_cache(cache.shape, dtype, 2 * layer + part)
+            call = {**given, "scale": None, "key_cache": keys, "value_cache": values}
             arguments, _, kept = attention_arguments(call)
             self._calls.append(arguments)
             self._kept.append(kept)

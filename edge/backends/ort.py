@@ -12,6 +12,7 @@ import numpy as np
 
 from edge import contract, native
 from edge.backends.base import CacheView
+from edge.backends.cache_memory import allocate_arrays
 from edge.backends.frame_tables import FrameTableCache
 from edge.backends.ort_session import OrtSession
 from edge.bundle import Bundle
@@ -50,30 +51,37 @@ class OrtBackend:
     def allocate_cache(self, capacity_tokens: int) -> None:
         facts = self._manifest.decoder_facts
         _check_memory(self._bytes_per_token() * capacity_tokens, facts.layers, capacity_tokens)
+        shapes = self._cache_shapes(capacity_tokens)
+        arrays = allocate_arrays(list(shapes.values()))
+        self._slot_tables = []
+        for name, array in zip(shapes, arrays, strict=True):
+            self._decoder.bind(name, array)
+            if name in (contract.SLOT_COS, contract.SLOT_SIN):
+                self._slot_tables.append(array)
+            else:
+                self._decoder.bind_output(contract.updated(name), array)
+        self._cache = arrays
+
+    def _cache_shapes(self, capacity_tokens: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of everything that grows with the capacity, by the graph input's name."""
+        facts = self._manifest.decoder_facts
         rows = (1, facts.num_kv_heads, capacity_tokens)
-        self._cache = []
+        shapes: dict[str, tuple[tuple[int, ...], str]] = {}
         for layer in range(facts.layers):
             dtype = self._manifest.kv_dtypes[layer] if self.evicts_in_place else "float32"
             for name in (contract.key_cache_name(layer), contract.value_cache_name(layer)):
-                self._allocate(name, (*rows, facts.head_dim), dtype)
+                shapes[name] = ((*rows, facts.head_dim), dtype)
             if dtype == "int8":
                 for name in (contract.key_scales_name(layer), contract.value_scales_name(layer)):
-                    self._allocate(name, rows, "float32")
+                    shapes[name] = (rows, "float32")
         if contract.SLOT_COS in self._decoder.inputs:
-            self._slot_tables = [np.full((capacity_tokens, facts.head_dim // 2), 0, np.float32) for _ in range(2)]
-            for name, table in zip((contract.SLOT_COS, contract.SLOT_SIN), self._slot_tables, strict=True):
-                self._decoder.bind(name, table)
+            for name in (contract.SLOT_COS, contract.SLOT_SIN):
+                shapes[name] = ((capacity_tokens, facts.head_dim // 2), "float32")
+        return shapes
 
     def _bytes_per_token(self) -> int:
         manifest = self._manifest
         return manifest.kv_bytes_per_token if self.evicts_in_place else manifest.stock_kv_bytes_per_token
-
-    def _allocate(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
-        # Filled, because pages of numpy.zeros are only taken when first written: what lacks should lack at the start.
-        array = np.full(shape, 0, dtype)
-        self._cache.append(array)
-        self._decoder.bind(name, array)
-        self._decoder.bind_output(contract.updated(name), array)
 
     def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
         tables = self._frames.of(rows, columns)

@@ -1,0 +1,31 @@
+"""The memory of a KV cache: one block for all layers, cut into arrays.
+
+Owns the allocation. Large pages are the reason: numpy asks the system for them only for blocks of several megabytes,
+one layer's cache is smaller, and reading a cache through small pages is slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+_ALIGNMENT_BYTES = 64
+
+
+def allocate_arrays(shapes: Sequence[tuple[tuple[int, ...], str]]) -> list[np.ndarray]:
+    """Zeroed arrays of the given (shape, dtype), each aligned to 64 bytes; they live as long as any of them.
+
+    Raises:
+      MemoryError: there is no such block.
+    """
+    sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in shapes]
+    steps = [-(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES for size in sizes]
+    # Filled, because pages of numpy.zeros are only taken when first written: what lacks should lack at the start.
+    block = np.full(sum(steps) + _ALIGNMENT_BYTES, 0, np.uint8)
+    start = -block.ctypes.data % _ALIGNMENT_BYTES
+    arrays = []
+    for (shape, dtype), size, step in zip(shapes, sizes, steps, strict=True):
+        arrays.append(block[start : start + size].view(dtype).reshape(shape))
+        start += step
+    return arrays
