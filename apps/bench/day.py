@@ -20,7 +20,6 @@ import numpy as np
 from apps.bench.machine import available_cores, machine_card
 from edge.errors import UsageError
 
-TURNS_A_DAY = 86_400
 TURNS_AN_HOUR = 3600
 SCENE_TURNS = 300
 FRAMES_AHEAD = 4

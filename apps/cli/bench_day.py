@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from apps.bench.day import TURNS_A_DAY, measure
 from apps.cli import console
 from apps.cli.bench_card import print_card, warn_if_busy
 from apps.cli.bundles import chosen_bundle
 from apps.cli.parsing import number
 from edge.policy import POLICIES
+
+A_DAY_TURNS = 24 * 3600
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--bundle", metavar="BUNDLE", help="folder that `streamo-edge export` wrote; default the shipped one"
     )
     parser.add_argument(
-        "--turns", type=number(int, at_least=3000), default=TURNS_A_DAY, metavar="N", help=f"default {TURNS_A_DAY}"
+        "--turns", type=number(int, at_least=3000), default=A_DAY_TURNS, metavar="N", help=f"default {A_DAY_TURNS}"
     )
     parser.add_argument("--window", type=number(int, at_least=1, unit="turns"), metavar="N", help="window in turns")
     parser.add_argument("--policy", choices=POLICIES, help="what a full window does")
@@ -28,6 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from apps.bench.day import measure
+
     with console.progress() as progress:
         result = measure(
             chosen_bundle(args.bundle, progress),
