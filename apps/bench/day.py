@@ -2,16 +2,16 @@
 
 Owns the measurement: one session, one question asked at the first second and never again, tens of thousands of turns
 paced as fast as they go. The pictures are scenes of the demonstration's world, one after the other, whose true answers
-are known; another process draws them, so that time and memory are those of the session alone.
+are known; another process draws them, so that time and memory are those of the session alone. The last scenes are the
+first ones again, up to an hour of them: quality then differs by what the stream has become, not by what it was shown.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +27,7 @@ SETTLED_TURNS = 1000
 """Memory and turn time count from here on; the window has long been full then."""
 
 Progress = Callable[[str, float, float], None]
-
-
-@dataclass
-class Hour:
-    """One hour of stream time, or the part of it that was run."""
-
-    scores: Any
-    times_ms: list[float] = field(default_factory=list)
-    resident_mib: float = 0.0
-
-    def figures(self) -> dict[str, Any]:
-        report = self.scores.report()
-        return {
-            "turns": len(self.times_ms),
-            "response_f1": round(report["response_f1"], 4),
-            "state_accuracy": round(report["state_accuracy"], 4),
-            "turn_ms": round(statistics.median(self.times_ms), 3),
-            "turn_p10_ms": round(_quantile(self.times_ms, 0.1), 3),
-            "turn_p95_ms": round(_quantile(self.times_ms, 0.95), 3),
-            "resident_mib": round(self.resident_mib, 2),
-        }
+Report = Callable[[dict[str, Any]], None]
 
 
 def measure(
@@ -59,13 +39,18 @@ def measure(
     threads: int | None,
     seed: int,
     progress: Progress,
+    report: Report,
 ) -> dict[str, Any]:
     """Run the day.
+
+    Args:
+      seed: of the first scene.
+      report: given each hour's figures as soon as it is over, so that an interrupted day is not lost.
 
     Returns:
       `hours` with their figures, and over all: `resident_growth_mib` since turn 1,000 (the peak, not the end),
       `turn_time_ratio` of the last 1,000 turns to the 1,000 after turn 1,000, by median and by the lower tenth,
-      `response_f1` of the first and of the last hour.
+      `response_f1_first` and `response_f1_last` over the scenes that are shown at both ends.
 
     Raises:
       UsageError: fewer turns than can be compared.
@@ -88,9 +73,11 @@ def measure(
         log.add_turn(t, (time.perf_counter_ns() - start_ns) / 1e6)
         answers.append((turn.state.value, turn.text))
         if len(answers) == len(scene.truth):
-            log.hours[-1].scores.add(answers, scene.truth)
+            log.add_scene(scene, answers)
             answers = []
             progress("turns", t + 1, turns)
+        if (t + 1) % TURNS_AN_HOUR == 0 or t + 1 == turns:
+            report(log.end_hour())
     return {
         "turns": turns,
         "policy": session.policy,
@@ -102,47 +89,79 @@ def measure(
 
 
 class DayLog:
-    """Collects a day's turn times, memory and scores."""
+    """Collects a day's turn times, memory and scores, in memory that is allocated at its start."""
 
     def __init__(self, turns: int) -> None:
-        self._turns = turns
-        self.hours: list[Hour] = []
-        self._early_ms: list[float] = []
-        self._late_ms: list[float] = []
+        from apps.demo.metrics import Scores
+
+        self._new_scores = Scores
+        self._times_ms = np.full(turns, np.nan)  # filled, so that taking note of a turn takes no new page
+        self._turns_done = 0
+        self._hours: list[dict[str, Any]] = []
+        self._hour_scores, self._first_scores, self._last_scores = Scores(), Scores(), Scores()
+        self._scenes, self._scenes_done = -(-turns // SCENE_TURNS), 0
         self._settled_mib = self._most_mib = 0.0
 
     def add_turn(self, t: int, elapsed_ms: float) -> None:
         """Take note of turn `t`."""
-        from apps.demo.metrics import Scores
-
-        if t % TURNS_AN_HOUR == 0:
-            self.hours.append(Hour(Scores()))
-        self.hours[-1].times_ms.append(elapsed_ms)
-        if SETTLED_TURNS <= t < 2 * SETTLED_TURNS:
-            self._early_ms.append(elapsed_ms)
-        if t >= self._turns - SETTLED_TURNS:
-            self._late_ms.append(elapsed_ms)
+        self._times_ms[t] = elapsed_ms
+        self._turns_done = t + 1
         if t == SETTLED_TURNS:
             self._settled_mib = self._most_mib = resident_mib()
-        elif t > SETTLED_TURNS and (t % 100 == 0 or t == self._turns - 1):
-            self.hours[-1].resident_mib = resident_mib()
-            self._most_mib = max(self._most_mib, self.hours[-1].resident_mib)
+        elif t > SETTLED_TURNS and t % 100 == 0:
+            self._most_mib = max(self._most_mib, resident_mib())
+
+    def add_scene(self, scene: Scene, answers: list[tuple[str, str]]) -> None:
+        """Take note of what was said about a scene that is over."""
+        self._hour_scores.add(answers, scene.truth)
+        repeated = repeated_scenes(self._scenes)
+        if self._scenes_done < repeated:
+            self._first_scores.add(answers, scene.truth)
+        if self._scenes_done >= self._scenes - repeated:
+            self._last_scores.add(answers, scene.truth)
+        self._scenes_done += 1
+
+    def end_hour(self) -> dict[str, Any]:
+        """The figures of the hour, or part of one, that is over."""
+        times_ms = self._times_ms[len(self._hours) * TURNS_AN_HOUR : self._turns_done]
+        resident = resident_mib()
+        self._most_mib = max(self._most_mib, resident)
+        scores, self._hour_scores = self._hour_scores.report(), self._new_scores()
+        self._hours.append(
+            {
+                "hour": len(self._hours),
+                "turns": len(times_ms),
+                "response_f1": round(scores["response_f1"], 4),
+                "state_accuracy": round(scores["state_accuracy"], 4),
+                "turn_ms": _percentile(times_ms, 50),
+                "turn_p10_ms": _percentile(times_ms, 10),
+                "turn_p95_ms": _percentile(times_ms, 95),
+                "resident_mib": round(resident, 2),
+            }
+        )
+        return self._hours[-1]
 
     def summary(self) -> dict[str, Any]:
         """See `measure`."""
-        figures = [hour.figures() for hour in self.hours]
-        early, late = self._early_ms, self._late_ms
+        early = self._times_ms[SETTLED_TURNS : 2 * SETTLED_TURNS]
+        late = self._times_ms[-SETTLED_TURNS:]
         return {
             "resident_mib_at_1000": round(self._settled_mib, 2),
             "resident_growth_mib": round(self._most_mib - self._settled_mib, 2),
-            "turn_ms_at_1000": round(statistics.median(early), 3),
-            "turn_ms_at_end": round(statistics.median(late), 3),
-            "turn_time_ratio": round(statistics.median(late) / statistics.median(early), 4),
-            "turn_time_ratio_p10": round(_quantile(late, 0.1) / _quantile(early, 0.1), 4),
-            "response_f1_first_hour": figures[0]["response_f1"],
-            "response_f1_last_hour": figures[-1]["response_f1"],
-            "hours": figures,
+            "turn_ms_at_1000": _percentile(early, 50),
+            "turn_ms_at_end": _percentile(late, 50),
+            "turn_time_ratio": round(_percentile(late, 50) / _percentile(early, 50), 4),
+            "turn_time_ratio_p10": round(_percentile(late, 10) / _percentile(early, 10), 4),
+            "response_f1_first": round(self._first_scores.report()["response_f1"], 4),
+            "response_f1_last": round(self._last_scores.report()["response_f1"], 4),
+            "repeated_scenes": repeated_scenes(self._scenes),
+            "hours": self._hours,
         }
+
+
+def repeated_scenes(scenes: int) -> int:
+    """How many scenes are shown again at the end: an hour of them, or half of a shorter day."""
+    return min(TURNS_AN_HOUR // SCENE_TURNS, scenes // 2)
 
 
 @dataclass(frozen=True)
@@ -175,8 +194,10 @@ def _draw(turns: int, seed: int, drawn: Any) -> None:
     from apps.demo.world import make_stream
 
     question = NARRATION_QUESTIONS[0]
+    scenes = -(-turns // SCENE_TURNS)
+    first_repeated = scenes - repeated_scenes(scenes)
     for number, first_turn in enumerate(range(0, turns, SCENE_TURNS)):
-        stream = make_stream(seed + number, NARRATION, duration_s=min(SCENE_TURNS, turns - first_turn))
+        stream = make_stream(seed + number % first_repeated, NARRATION, duration_s=min(SCENE_TURNS, turns - first_turn))
         drawn.put(Scene(question, label_turns(stream.script, {0: Question(NARRATION, question)})))
         for t in range(stream.duration_s):
             drawn.put(stream.render(t))
@@ -193,5 +214,5 @@ def resident_mib() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def _quantile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+def _percentile(values_ms: np.ndarray, percent: float) -> float:
+    return round(float(np.percentile(values_ms, percent)), 3)
