@@ -1,14 +1,18 @@
 """Positions of a conversation's tokens and the rotary tables of both towers.
 
 Owns the numbers that multimodal RoPE needs: a text token advances time, row and column alike; a frame's tokens share
-their time and spread over rows and columns. Angles are computed in double. Does not know which tokens are cached.
+their time and spread over rows and columns. Angles are computed in double. Owns too what a vision graph takes beside a
+frame's patches, and in which order it takes them. Does not know which tokens are cached.
 Follows `get_rope_index`, `Qwen2_5_VLRotaryEmbedding` and `get_window_index` of transformers.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from edge import contract
 from edge.contract import DecoderFacts, VisionFacts
 
 VISION_ROPE_THETA = 10000.0
@@ -102,8 +106,7 @@ def window_mask(rows: int, columns: int, merge: int, window_patches: int) -> np.
     Returns:
       (P, P) float32.
     """
-    row, column = merge_order(rows, columns, merge)
-    window = (row // window_patches) * (columns // window_patches + 1) + column // window_patches
+    window = _windows(rows, columns, merge, window_patches)
     return np.where(window[:, None] == window[None, :], np.float32(0), np.float32(MASKED_SCORE))
 
 
@@ -116,17 +119,57 @@ def window_order(rows: int, columns: int, merge: int, window_patches: int) -> tu
       order: (P,) int64, the patch of `patchify` that comes at each place.
       starts: (windows + 1,) int32, where each window starts, and P.
     """
-    row, column = merge_order(rows, columns, merge)
-    window = (row // window_patches) * (columns // window_patches + 1) + column // window_patches
+    window = _windows(rows, columns, merge, window_patches)
     order = np.argsort(window, kind="stable")
     starts = np.flatnonzero(np.diff(window[order], prepend=-1))
     return order, np.append(starts, len(order)).astype(np.int32)
 
 
-def frame_tables(
-    rows: int, columns: int, facts: VisionFacts, *, merge: int, patch_size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the vision graph takes beside the patches of a frame of rows x columns patches: cosines, sines, mask."""
-    window_patches = facts.window_size // patch_size // merge * merge
+def _windows(rows: int, columns: int, merge: int, window_patches: int) -> np.ndarray:
+    """The number of each patch's window: (P,) int64, rising from left to right and from top to bottom."""
+    row, column = merge_order(rows, columns, merge)
+    return (row // window_patches) * (columns // window_patches + 1) + column // window_patches
+
+
+@dataclass(frozen=True)
+class FrameTables:
+    """What a vision graph needs to know of one frame size.
+
+    Attributes:
+      feeds: inputs of the graph beside the patches.
+      patch_order: (P,) which patch comes at each place; None leaves them in `patchify`'s order.
+      token_places: (N,) where each visual token comes out; None where they come in `patchify`'s order.
+    """
+
+    feeds: dict[str, np.ndarray]
+    patch_order: np.ndarray | None = None
+    token_places: np.ndarray | None = None
+
+    def arranged(self, patches: np.ndarray) -> np.ndarray:
+        """Patches (P, ...) of `patchify` as the graph takes them."""
+        return patches if self.patch_order is None else patches[self.patch_order]
+
+    def restored(self, tokens: np.ndarray) -> np.ndarray:
+        """The graph's visual tokens (N, ...) in `patchify`'s order."""
+        return tokens if self.token_places is None else tokens[self.token_places]
+
+
+def frame_tables(rows: int, columns: int, facts: VisionFacts, *, merge: int, patch_size: int) -> FrameTables:
+    """For the stock graph and a frame of rows x columns patches: windows are a mask."""
     cos, sin = vision_tables(rows, columns, merge, facts.head_dim)
-    return cos, sin, window_mask(rows, columns, merge, window_patches)
+    mask = window_mask(rows, columns, merge, _window_patches(facts, merge, patch_size))
+    return FrameTables({contract.VISION_COS: cos, contract.VISION_SIN: sin, contract.WINDOW_MASK: mask})
+
+
+def window_ordered_tables(rows: int, columns: int, facts: VisionFacts, *, merge: int, patch_size: int) -> FrameTables:
+    """The same for the native graph: patches come window by window."""
+    order, starts = window_order(rows, columns, merge, _window_patches(facts, merge, patch_size))
+    cos, sin = vision_tables(rows, columns, merge, facts.head_dim)
+    feeds = {contract.VISION_COS: cos[order], contract.VISION_SIN: sin[order], contract.WINDOW_STARTS: starts}
+    token_order = order[:: merge**2] // merge**2  # patches of one token stay together
+    return FrameTables(feeds, order, np.argsort(token_order))
+
+
+def _window_patches(facts: VisionFacts, merge: int, patch_size: int) -> int:
+    """Side of an attention window in patches: whole merge blocks."""
+    return facts.window_size // patch_size // merge * merge

@@ -72,17 +72,16 @@ class GraphCheck:
 
     def vision(self, frames: list[tuple[np.ndarray, int, int]]) -> list[np.ndarray]:
         """Embeddings (N, W) of frames given as (patches, rows, columns)."""
-        geometry = [self._kind.frame(self.facts, rows, columns) for _, rows, columns in frames]
+        tables = [self._kind.frame(self.facts, rows, columns) for _, rows, columns in frames]
         slices = self._slices(self._vision_weights, "blocks", self.facts.vision.depth)
-        values = [patches[order] for (patches, _, _), (_, order) in zip(frames, geometry, strict=True)]
+        values = [size.arranged(patches) for (patches, _, _), size in zip(frames, tables, strict=True)]
         for blocks in slices:
             session, whole = None, len(slices) == 1  # free the slice before this one first
             builder = vision.build_vision(self.facts, self._vision_weights, blocks, operators=self._kind.operators)
             session = self._session(self._kind.vision_file if whole else self._write(builder))
             first = contract.PATCHES if blocks.start == 0 else vision.HIDDEN
-            values = [session.run({first: v, **feeds})[0] for v, (feeds, _) in zip(values, geometry, strict=True)]
-        block = self.facts.merge_size**2
-        return [v[np.argsort(order[::block])] for v, (_, order) in zip(values, geometry, strict=True)]
+            values = [session.run({first: v, **size.feeds})[0] for v, size in zip(values, tables, strict=True)]
+        return [size.restored(v) for v, size in zip(values, tables, strict=True)]
 
     def decoder(self, appends: list[Append]) -> np.ndarray:
         """Logits (n, V) after each of `n` appends, with a cache that grows."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from edge import contract
 from edge.contract import DecoderFacts
-from edge.rope import frame_tables, vision_tables, window_order
+from edge.rope import FrameTables, frame_tables, window_ordered_tables
 from export.config import ModelFacts
 from export.native import NativeOperators
 from export.onnx_writer import GraphBuilder
@@ -27,12 +27,9 @@ class StockGraphs:
     operators: Operators = StockOperators
     library: str | None = None
 
-    def frame(self, facts: ModelFacts, rows: int, columns: int) -> tuple[Feeds, np.ndarray]:
+    def frame(self, facts: ModelFacts, rows: int, columns: int) -> FrameTables:
         """What the vision graph takes beside patches, and the order of the patches."""
-        merge, patch_size = facts.merge_size, facts.patch_size
-        cos, sin, mask = frame_tables(rows, columns, facts.vision, merge=merge, patch_size=patch_size)
-        feeds = {contract.VISION_COS: cos, contract.VISION_SIN: sin, contract.WINDOW_MASK: mask}
-        return feeds, np.arange(rows * columns)
+        return frame_tables(rows, columns, facts.vision, merge=facts.merge_size, patch_size=facts.patch_size)
 
     def caches(self, facts: DecoderFacts, layers: range, capacity: int) -> Feeds:
         """Empty caches of some layers, in the order of the graph's outputs."""
@@ -62,12 +59,8 @@ class NativeGraphs(StockGraphs):
         self.library = library
         self.operators = NativeOperators.of(kv_dtypes)
 
-    def frame(self, facts: ModelFacts, rows: int, columns: int) -> tuple[Feeds, np.ndarray]:
-        window_patches = facts.vision.window_size // facts.patch_size // facts.merge_size * facts.merge_size
-        order, starts = window_order(rows, columns, facts.merge_size, window_patches)
-        cos, sin = vision_tables(rows, columns, facts.merge_size, facts.vision.head_dim)
-        feeds = {contract.VISION_COS: cos[order], contract.VISION_SIN: sin[order], contract.WINDOW_STARTS: starts}
-        return feeds, order
+    def frame(self, facts: ModelFacts, rows: int, columns: int) -> FrameTables:
+        return window_ordered_tables(rows, columns, facts.vision, merge=facts.merge_size, patch_size=facts.patch_size)
 
     def append(self, tables: list[Tables], index: int) -> Feeds:
         cos, sin = tables[index]

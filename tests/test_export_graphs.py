@@ -50,11 +50,10 @@ class Exported:
         self.decoder = onnxruntime.InferenceSession(str(folder / "bundle" / contract.DECODER_FILE))
 
     def embed_frame(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
-        cos, sin, mask = frame_tables(
+        tables = frame_tables(
             rows, columns, self.facts.vision, merge=self.facts.merge_size, patch_size=self.facts.patch_size
         )
-        feeds = {contract.PATCHES: patches, contract.VISION_COS: cos, contract.VISION_SIN: sin}
-        return self.vision.run([contract.IMAGE_EMBEDS], {**feeds, contract.WINDOW_MASK: mask})[0]
+        return self.vision.run([contract.IMAGE_EMBEDS], {contract.PATCHES: patches, **tables.feeds})[0]
 
 
 class Cache:

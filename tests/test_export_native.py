@@ -64,9 +64,9 @@ def probe_of(folder: Path, manifest: contract.Manifest) -> Probe:
 def run_vision(session: Any, kind: StockGraphs, bundles: Bundles, probe: Probe) -> list[np.ndarray]:
     frames = []
     for patches, rows, columns in probe.frames:
-        feeds, order = kind.frame(bundles.facts, rows, columns)
-        embeds = run(session, {contract.PATCHES: patches[order], **feeds})[0]
-        frames.append(embeds[np.argsort(order[:: bundles.facts.merge_size**2])])
+        tables = kind.frame(bundles.facts, rows, columns)
+        embeds = run(session, {contract.PATCHES: tables.arranged(patches), **tables.feeds})[0]
+        frames.append(tables.restored(embeds))
     return frames
 
 

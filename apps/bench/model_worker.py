@@ -20,6 +20,8 @@ import numpy as np
 
 from apps.bench.random_model import BASE, DECODERS, MERGE, PATCH, TOWERS
 from edge import contract
+from edge.backends.frame_tables import FrameTableCache
+from edge.preprocess import PreprocessConfig
 
 SETTLE_S = 0.05
 DTYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8, "tensor(int32)": np.int32}
@@ -45,7 +47,9 @@ class Graph:
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         self._binding = self._session.io_binding()
         self._random = np.random.default_rng(0)
-        self._capacity, self._decoder, self._tower = capacity, DECODERS[size], TOWERS[size]
+        self._capacity, self._decoder = capacity, DECODERS[size]
+        preprocess = PreprocessConfig(patch_size=PATCH, merge_size=MERGE)
+        self._frames = FrameTableCache(TOWERS[size], preprocess, native=self.native)
         self._kept: dict[str, np.ndarray] = {}
         self._bind_caches()
 
@@ -94,20 +98,8 @@ class Graph:
 
     def encode(self, rows: int, columns: int) -> float:
         """Milliseconds of one frame of `rows` x `columns` patches."""
-        from edge.rope import frame_tables, vision_tables, window_order
-
-        tower = self._tower
         patches = self._random.standard_normal((rows * columns, 3 * PATCH**2), np.float32)
-        feeds = {contract.PATCHES: patches}
-        if self.native:
-            window = tower.window_size // PATCH // MERGE * MERGE
-            order, feeds[contract.WINDOW_STARTS] = window_order(rows, columns, MERGE, window)
-            cos, sin = vision_tables(rows, columns, MERGE, tower.head_dim)
-            feeds |= {contract.VISION_COS: cos[order], contract.VISION_SIN: sin[order]}
-        else:
-            cos, sin, feeds[contract.WINDOW_MASK] = frame_tables(rows, columns, tower, merge=MERGE, patch_size=PATCH)
-            feeds |= {contract.VISION_COS: cos, contract.VISION_SIN: sin}
-        return self._run(feeds)
+        return self._run({contract.PATCHES: patches, **self._frames.of(rows, columns).feeds})
 
     def _run(self, feeds: dict[str, np.ndarray]) -> float:
         for name in self._inputs.keys() & feeds.keys():

@@ -42,7 +42,7 @@ class OrtBackend:
         self._vision = _load(bundle, vision, native_vision, threads)
         self._decoder = _load(bundle, decoder, native_decoder, threads)
         self.evicts_in_place = native_decoder
-        self._frames = FrameTableCache(bundle.manifest, native=native_vision)
+        self._frames = FrameTableCache(bundle.manifest.vision_facts, bundle.manifest.preprocess, native=native_vision)
         self._logits = np.empty((1, bundle.manifest.decoder_facts.vocab_size), np.float32)
         self._cache: list[np.ndarray] = []
         self._slot_tables: list[np.ndarray] = []  # cosines and sines that each row was written with
@@ -85,9 +85,8 @@ class OrtBackend:
 
     def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
         tables = self._frames.of(rows, columns)
-        ordered = patches if tables.patch_order is None else patches[tables.patch_order]
-        embeds = self._vision.run(contract.IMAGE_EMBEDS, {contract.PATCHES: ordered, **tables.feeds})
-        return embeds if tables.token_places is None else embeds[tables.token_places]
+        feeds = {contract.PATCHES: tables.arranged(patches), **tables.feeds}
+        return tables.restored(self._vision.run(contract.IMAGE_EMBEDS, feeds))
 
     def run_decoder(
         self, inputs_embeds: np.ndarray, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView
