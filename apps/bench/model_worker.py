@@ -21,6 +21,8 @@ import numpy as np
 from apps.bench.random_model import BASE, DECODERS, MERGE, PATCH, TOWERS
 from edge import contract
 from edge.backends.frame_tables import FrameTableCache
+from edge.backends.ort_session import OrtSession
+from edge.native import library_path
 from edge.preprocess import PreprocessConfig
 
 SETTLE_S = 0.05
@@ -28,43 +30,31 @@ DTYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8, "tensor(int32)":
 
 
 class Graph:
-    """A loaded graph with its caches bound in place."""
+    """A loaded graph with its caches bound in place.
+
+    Attributes:
+      result: the latest logits (1, V) or visual tokens (N, W).
+    """
 
     def __init__(self, path: Path, threads: int, capacity: int, size: str) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.enable_mem_pattern = False
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", contract.MATMUL_ACCURACY_LEVEL)
-        self.native = ".native." in path.name
-        if self.native:
-            from edge.native import library_path
-
-            options.register_custom_ops_library(str(library_path()))
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._inputs = {value.name: value for value in self._session.get_inputs()}
-        self._binding = self._session.io_binding()
+        native = ".native." in path.name
+        weights = "int8" if "vision" in path.name else "int4"
+        self._session = OrtSession(path, weights, threads=threads, library=library_path() if native else None)
         self._random = np.random.default_rng(0)
-        self._capacity, self._decoder = capacity, DECODERS[size]
+        self._capacity, self._decoder, self._tower = capacity, DECODERS[size], TOWERS[size]
         preprocess = PreprocessConfig(patch_size=PATCH, merge_size=MERGE)
-        self._frames = FrameTableCache(TOWERS[size], preprocess, native=self.native)
+        self._frames = FrameTableCache(self._tower, preprocess, native=native)
         self._kept: dict[str, np.ndarray] = {}
         self._bind_caches()
 
     def _bind_caches(self) -> None:
-        outputs = {value.name for value in self._session.get_outputs()}
-        for name, value in self._inputs.items():
-            if contract.updated(name) not in outputs:
+        for name, value in self._session.inputs.items():
+            if contract.updated(name) not in self._session.outputs:
                 continue
             shape = [self._capacity if isinstance(size, str) else size for size in value.shape]
             array = self._contents(name, shape, DTYPES[value.type])
             self._bind(name, array)
-            output = contract.updated(name)
-            self._binding.bind_output(output, "cpu", 0, array.dtype, list(array.shape), array.ctypes.data)
-        for name in outputs - {contract.updated(cache) for cache in self._inputs}:
-            self._binding.bind_output(name, "cpu")
+            self._session.bind_output(contract.updated(name), array)
 
     def _contents(self, name: str, shape: list[int], dtype: Any) -> np.ndarray:
         if dtype == np.int8:
@@ -75,7 +65,7 @@ class Graph:
 
     def _bind(self, name: str, array: np.ndarray) -> None:
         self._kept[name] = array
-        self._binding.bind_input(name, "cpu", 0, array.dtype, list(array.shape), array.ctypes.data)
+        self._session.bind(name, array)
 
     def append(self, tokens: int, depth: int) -> float:
         """Milliseconds of `tokens` new tokens behind `depth` cached ones."""
@@ -94,19 +84,22 @@ class Graph:
             contract.SLOT_COS: cos,
             contract.SLOT_SIN: sin,
         }
-        return self._run(feeds)
+        return self._run(feeds, contract.LOGITS, (1, self._decoder.vocab_size))
 
     def encode(self, rows: int, columns: int) -> float:
         """Milliseconds of one frame of `rows` x `columns` patches."""
         patches = self._random.standard_normal((rows * columns, 3 * PATCH**2), np.float32)
-        return self._run({contract.PATCHES: patches, **self._frames.of(rows, columns).feeds})
+        feeds = {contract.PATCHES: patches, **self._frames.of(rows, columns).feeds}
+        return self._run(feeds, contract.IMAGE_EMBEDS, (rows * columns // MERGE**2, self._tower.out_hidden_size))
 
-    def _run(self, feeds: dict[str, np.ndarray]) -> float:
-        for name in self._inputs.keys() & feeds.keys():
+    def _run(self, feeds: dict[str, np.ndarray], output: str, shape: tuple[int, int]) -> float:
+        self.result = np.empty(shape, np.float32)
+        self._session.bind_output(output, self.result)
+        for name in self._session.inputs.keys() & feeds.keys():
             self._bind(name, np.ascontiguousarray(feeds[name]))
         time.sleep(SETTLE_S)
         start = time.perf_counter()
-        self._session.run_with_iobinding(self._binding)
+        self._session.run_bound()
         return (time.perf_counter() - start) * 1e3
 
 

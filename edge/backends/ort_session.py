@@ -29,6 +29,9 @@ class OrtSession:
       threads: threads inside one operator; None leaves the choice to ONNX Runtime.
       library: the native kernels' library, for a native graph.
 
+    Attributes:
+      inputs, outputs: ONNX Runtime's description of each (`shape`, `type`), by name.
+
     Raises:
       BackendError: ONNX Runtime is not installed or cannot load the graph.
     """
@@ -47,7 +50,8 @@ class OrtSession:
             ) from None
         self._what = f"`{path.name}`"
         self._binding = self._session.io_binding()
-        self.inputs = frozenset(tensor.name for tensor in self._session.get_inputs())
+        self.inputs: dict[str, Any] = {tensor.name: tensor for tensor in self._session.get_inputs()}
+        self.outputs: dict[str, Any] = {tensor.name: tensor for tensor in self._session.get_outputs()}
 
     def bind(self, name: str, array: np.ndarray) -> None:
         """Use `array`'s memory as input `name` from now on."""
