@@ -14,10 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kernel_cases import needs_kernels
 from native_operators import native_graph, rotate, span_attention
 from tiny_checkpoint import write_checkpoint
 
 from edge import contract, native
+from edge.backends.base import CacheView
+from edge.backends.ort import OrtBackend
+from edge.bundle import open_bundle
 from edge.rope import MultimodalRope, decoder_rope, text_positions
 from export import weights as export_weights
 from export.api import export_checkpoint
@@ -31,7 +35,6 @@ OUTPUT_ERROR = 0.03
 BIAS_NORM = 605.0
 HEAD_DIM, QUERY_HEADS, CACHED, QUERIES, TURN = 128, 8, 4096, 8, 32
 
-built = pytest.mark.skipif(native.available() is not None, reason="the native kernels are not built")
 
 Attend = Callable[..., np.ndarray]
 
@@ -47,7 +50,10 @@ def native_attention(*tensors: Any, caches: list[np.ndarray], **options: Any) ->
     return native.attention(qkv, cos, sin, *caches[:2], *rest, qkv_bias=bias, **scales, **options)
 
 
-IMPLEMENTATIONS = [pytest.param(numpy_attention, id="numpy"), pytest.param(native_attention, id="native", marks=built)]
+IMPLEMENTATIONS = [
+    pytest.param(numpy_attention, id="numpy"),
+    pytest.param(native_attention, id="native", marks=needs_kernels),
+]
 
 
 @dataclass
@@ -224,10 +230,6 @@ def numpy_logits(models: Models, kind: str) -> np.ndarray:
 
 def backend_logits(models: Models, kind: str) -> np.ndarray:
     """Logits (TURNS, V) of a bundle in the runtime's own backend."""
-    from edge.backends.base import CacheView
-    from edge.backends.ort import OrtBackend
-    from edge.bundle import open_bundle
-
     bundle = open_bundle(models.folders[kind])
     backend = OrtBackend(bundle)
     backend.allocate_cache(TURNS * TURN_TOKENS)
@@ -243,7 +245,7 @@ def backend_logits(models: Models, kind: str) -> np.ndarray:
     return np.stack(logits)
 
 
-RUNNERS = [pytest.param(numpy_logits, id="numpy"), pytest.param(backend_logits, id="backend", marks=built)]
+RUNNERS = [pytest.param(numpy_logits, id="numpy"), pytest.param(backend_logits, id="backend", marks=needs_kernels)]
 
 
 @pytest.mark.parametrize("logits_of", RUNNERS)
@@ -260,6 +262,15 @@ def test_a_model_with_a_huge_key_bias_answers_the_same_with_an_int8_cache(
     rms, naive_rms = (float(np.sqrt(np.mean((other - expected) ** 2))) for other in (found, naive))
     assert rms <= LOGIT_RMS and divergence <= DIVERGENCE
     assert naive_rms > 2 * LOGIT_RMS and naive_divergence > 2 * DIVERGENCE
+
+
+@needs_kernels
+def test_the_caches_take_the_bytes_that_the_manifest_announces(models: Models) -> None:
+    for folder in models.folders.values():
+        bundle = open_bundle(folder)
+        backend = OrtBackend(bundle)
+        backend.allocate_cache(100)
+        assert sum(array.nbytes for array in backend._cache) == 100 * bundle.manifest.kv_bytes_per_token
 
 
 def offsets(models: Models, kind: str) -> set[str]:

@@ -14,9 +14,9 @@ def evicts_in_place(name: str, bundle: Bundle) -> bool:
     """Whether `load_backend` would give a backend that can cut turns out of its cache. Loads no graph."""
     if name != "cpu":
         return False
-    from edge import native
+    from edge.backends.ort import uses_native_graph
 
-    return bool(bundle.manifest.decoder.native_file) and native.available() is None
+    return uses_native_graph(bundle.manifest.decoder)
 
 
 def load_backend(name: str, bundle: Bundle, *, threads: int | None = None) -> Backend:

@@ -6,6 +6,7 @@ one layer's cache is smaller, and reading a cache through small pages is slower.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,13 +14,23 @@ import numpy as np
 _ALIGNMENT_BYTES = 64
 
 
-def allocate_arrays(shapes: Sequence[tuple[tuple[int, ...], str]]) -> list[np.ndarray]:
-    """Zeroed arrays of the given (shape, dtype), each aligned to 64 bytes; they live as long as any of them.
+Shape = tuple[tuple[int, ...], str]
+"""Of an array: its sizes and its dtype."""
+
+
+def array_bytes(shape: Shape) -> int:
+    """What one array takes."""
+    sizes, dtype = shape
+    return math.prod(sizes) * np.dtype(dtype).itemsize
+
+
+def allocate_arrays(shapes: Sequence[Shape]) -> list[np.ndarray]:
+    """Zeroed arrays, each aligned to 64 bytes; they live as long as any of them.
 
     Raises:
       MemoryError: there is no such block.
     """
-    sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in shapes]
+    sizes = [array_bytes(shape) for shape in shapes]
     steps = [-(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES for size in sizes]
     # Filled, because pages of numpy.zeros are only taken when first written: what lacks should lack at the start.
     block = np.full(sum(steps) + _ALIGNMENT_BYTES, 0, np.uint8)

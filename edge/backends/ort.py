@@ -12,7 +12,7 @@ import numpy as np
 
 from edge import contract, native
 from edge.backends.base import CacheView
-from edge.backends.cache_memory import allocate_arrays
+from edge.backends.cache_memory import Shape, allocate_arrays, array_bytes
 from edge.backends.frame_tables import FrameTableCache
 from edge.backends.ort_session import OrtSession
 from edge.bundle import Bundle
@@ -36,9 +36,8 @@ class OrtBackend:
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         self._manifest = bundle.manifest
         vision, decoder = bundle.manifest.vision, bundle.manifest.decoder
-        missing = native.available()
-        self.notices = _notices(missing, vision, decoder)
-        native_vision, native_decoder = (missing is None and bool(part.native_file) for part in (vision, decoder))
+        self.notices = _notices(native.available(), vision, decoder)
+        native_vision, native_decoder = uses_native_graph(vision), uses_native_graph(decoder)
         self._vision = _load(bundle, vision, native_vision, threads)
         self._decoder = _load(bundle, decoder, native_decoder, threads)
         self.evicts_in_place = native_decoder
@@ -49,9 +48,9 @@ class OrtBackend:
         self._decoder.bind_output(contract.LOGITS, self._logits)
 
     def allocate_cache(self, capacity_tokens: int) -> None:
-        facts = self._manifest.decoder_facts
-        _check_memory(self._bytes_per_token() * capacity_tokens, facts.layers, capacity_tokens)
         shapes = self._cache_shapes(capacity_tokens)
+        wanted_bytes = sum(map(array_bytes, shapes.values()))
+        _check_memory(wanted_bytes, self._manifest.decoder_facts.layers, capacity_tokens)
         arrays = allocate_arrays(list(shapes.values()))
         self._slot_tables = []
         for name, array in zip(shapes, arrays, strict=True):
@@ -62,11 +61,11 @@ class OrtBackend:
                 self._decoder.bind_output(contract.updated(name), array)
         self._cache = arrays
 
-    def _cache_shapes(self, capacity_tokens: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    def _cache_shapes(self, capacity_tokens: int) -> dict[str, Shape]:
         """Shape and dtype of everything that grows with the capacity, by the graph input's name."""
         facts = self._manifest.decoder_facts
         rows = (1, facts.num_kv_heads, capacity_tokens)
-        shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+        shapes: dict[str, Shape] = {}
         for layer in range(facts.layers):
             dtype = self._manifest.kv_dtypes[layer] if self.evicts_in_place else "float32"
             for name in (contract.key_cache_name(layer), contract.value_cache_name(layer)):
@@ -78,10 +77,6 @@ class OrtBackend:
             for name in (contract.SLOT_COS, contract.SLOT_SIN):
                 shapes[name] = ((capacity_tokens, facts.head_dim // 2), "float32")
         return shapes
-
-    def _bytes_per_token(self) -> int:
-        manifest = self._manifest
-        return manifest.kv_bytes_per_token if self.evicts_in_place else manifest.stock_kv_bytes_per_token
 
     def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
         tables = self._frames.of(rows, columns)
@@ -104,6 +99,11 @@ class OrtBackend:
             self._decoder.bind(name, array)
         self._decoder.run_bound()
         return self._logits[0]
+
+
+def uses_native_graph(component: Component) -> bool:
+    """Whether `OrtBackend` would run the native graph of this component: there is one, and the kernels are there."""
+    return bool(component.native_file) and native.available() is None
 
 
 def _load(bundle: Bundle, component: Component, use_native: bool, threads: int | None) -> OrtSession:
