@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from kernel_cases import needs_kernels
 
-from edge import kernels_abi, native
+from edge import kernels_abi
 from edge.backends.base import CacheView
 from edge.backends.ort import OrtBackend
 from edge.bundle import Bundle
 from edge.errors import BackendError
 from edge.rope import decoder_rope, text_positions
 
-needs_kernels = pytest.mark.skipif(native.available() is not None, reason=native.available() or "")
 CAPACITY = 40
 Tables = tuple[np.ndarray, np.ndarray]
 

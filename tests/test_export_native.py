@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from kernel_cases import needs_kernels
 from native_operators import native_graph
 from tiny_checkpoint import write_checkpoint
 
@@ -210,7 +211,7 @@ def test_a_model_that_the_operators_do_not_cover_gets_stock_graphs_only(tmp_path
         export_checkpoint(tmp_path / "checkpoint", tmp_path / "other", kv="int8")
 
 
-@pytest.mark.skipif(native.available() is not None, reason="the native kernels are not built")
+@needs_kernels
 @pytest.mark.parametrize(("weights", "kv"), [("fp32", "fp32"), ("fp16", "int8"), ("int8", "fp32"), ("int4", "int8")])
 def test_the_export_proves_the_native_graphs_with_the_library(bundles: Bundles, weights: str, kv: str) -> None:
     _, manifest = bundles.export(weights, kv)
@@ -220,7 +221,7 @@ def test_the_export_proves_the_native_graphs_with_the_library(bundles: Bundles, 
         assert report["logits_relative_error"] <= 1e-4 and report["vision_relative_error"] <= 1e-4
 
 
-@pytest.mark.skipif(native.available() is not None, reason="the native kernels are not built")
+@needs_kernels
 def test_native_slices_of_layers_compute_what_the_whole_graph_computes(
     bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

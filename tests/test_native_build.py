@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from kernel_cases import needs_kernels
 
 from edge import kernels_abi, native
 from edge.errors import BackendError, KernelError
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = ROOT / "kernels" / "include" / "streamo_kernels.h"
-needs_kernels = pytest.mark.skipif(native.available() is not None, reason=native.available() or "")
 
 
 def needs(program: str) -> pytest.MarkDecorator:
