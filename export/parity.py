@@ -6,6 +6,7 @@ Owns the comparison. Runs neither a graph nor a torch module itself (see `graph_
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +50,10 @@ def compare(
     Args:
       rounded: for int8 and int4, where PyTorch is at hand.
     """
-    frames = graphs.vision(probe.frames)
-    logits = graphs.decoder(probe.appends(graphs.embeddings(probe.ids), frames))
-    errors = [relative_error(found, wanted) for found, wanted in zip(frames, expected.frames, strict=True)]
+    frames, logits = _run(probe, graphs)
     rounded_error = None if rounded is None else _rounded_error(probe, rounded)
-    verdict = _verdict(float(np.max(errors)), logits, expected.logits, THRESHOLDS[weights], rounded_error)
+    vision_error = greatest_error(frames, expected.frames)
+    verdict = _verdict(vision_error, logits, expected.logits, THRESHOLDS[weights], rounded_error)
     return {"reference": expected.reference, "turns": len(frames), "appends": len(logits), **verdict}
 
 
@@ -61,14 +61,12 @@ def compare_native(
     probe: Probe, graphs: GraphCheck, expected: Expected, weights: str, kv_dtypes: tuple[str, ...]
 ) -> dict[str, Any]:
     """The same for the native graphs, which always quantise the inputs of products with quantised weights."""
-    frames = graphs.vision(probe.frames)
-    logits = graphs.decoder(probe.appends(graphs.embeddings(probe.ids), frames))
-    errors = [relative_error(found, wanted) for found, wanted in zip(frames, expected.frames, strict=True)]
+    frames, logits = _run(probe, graphs)
     limits = dict(THRESHOLDS[weights])
     if "int8" in kv_dtypes:
         limits.pop("logits_relative_error", None)
         limits["logit_cosine_min"] = min(limits["logit_cosine_min"], INT8_KV_LOGIT_COSINE)
-    return _verdict(float(np.max(errors)), logits, expected.logits, limits)
+    return _verdict(greatest_error(frames, expected.frames), logits, expected.logits, limits)
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -76,12 +74,21 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
+def greatest_error(found: Iterable[np.ndarray], expected: Iterable[np.ndarray]) -> float:
+    """The greatest `relative_error` of all pairs; not a number if one is none."""
+    return float(np.max([relative_error(one, wanted) for one, wanted in zip(found, expected, strict=True)]))
+
+
+def _run(probe: Probe, graphs: GraphCheck) -> tuple[list[np.ndarray], np.ndarray]:
+    """Each frame's embeddings (N, W), and the logits (n, V) after each part."""
+    frames = graphs.vision(probe.frames)
+    return frames, graphs.decoder(probe.appends(graphs.embeddings(probe.ids), frames))
+
+
 def _rounded_error(probe: Probe, rounded: RoundedCheck) -> float:
     """Greatest relative error of any frame's embeddings and of the logits after any part."""
-    frames = rounded.graphs.vision(probe.frames)
-    logits = rounded.graphs.decoder(probe.appends(rounded.graphs.embeddings(probe.ids), frames))
-    pairs = [*zip(frames, rounded.expected.frames, strict=True), *zip(logits, rounded.expected.logits, strict=True)]
-    return float(np.max([relative_error(found, wanted) for found, wanted in pairs]))
+    frames, logits = _run(probe, rounded.graphs)
+    return greatest_error([*frames, *logits], [*rounded.expected.frames, *rounded.expected.logits])
 
 
 def _verdict(
@@ -97,7 +104,7 @@ def _verdict(
     divergence = (np.exp(log_expected) * (log_expected - log_found)).sum(1)
     figures = {
         "vision_relative_error": vision_error,
-        "logits_relative_error": float(np.max([relative_error(a, b) for a, b in zip(found, expected, strict=True)])),
+        "logits_relative_error": greatest_error(found, expected),
         "logit_cosine_min": float(cosines.min()),
         "top1_agreement": float((found.argmax(1) == expected.argmax(1)).mean()),
         "kl_max": float(divergence.max()),

@@ -26,7 +26,7 @@ from export.api import export_checkpoint
 from export.checkpoint import open_checkpoint
 from export.graph_kinds import NativeGraphs, StockGraphs
 from export.graph_session import EXACT, GraphSession
-from export.parity import relative_error
+from export.parity import greatest_error
 from export.probe import Probe, build_probe
 from export.tokens import token_ids
 
@@ -105,14 +105,14 @@ def test_native_graphs_compute_what_the_stock_graphs_compute(
     stock, own = StockGraphs(), NativeGraphs("", manifest.kv_dtypes)
     expected = run_vision(GraphSession(folder / manifest.vision.file, EXACT), stock, bundles, probe)
     frames = run_vision(native_graph(folder / manifest.vision.native_file), own, bundles, probe)
-    assert max(relative_error(a, b) for a, b in zip(frames, expected, strict=True)) <= 1e-4
+    assert greatest_error(frames, expected) <= 1e-4
 
     dtype = manifest.embedding.dtype
     table = np.fromfile(folder / manifest.embedding.file, dtype).reshape(manifest.embedding.rows, -1)
     appends = probe.appends(table[probe.ids].astype(np.float32), expected)
     wanted = run_decoder(GraphSession(folder / manifest.decoder.file, EXACT), stock, bundles, probe, appends)
     found = run_decoder(native_graph(folder / manifest.decoder.native_file), own, bundles, probe, appends)
-    assert max(relative_error(a, b) for a, b in zip(found, wanted, strict=True)) <= limit
+    assert greatest_error(found, wanted) <= limit
 
 
 def test_native_graphs_name_the_same_bytes_and_as_few_operators_as_they_can(bundles: Bundles) -> None:
