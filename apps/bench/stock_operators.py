@@ -57,6 +57,11 @@ def _info(name: str, dtype: Any, shape: Sequence[int]) -> Any:
     return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), list(shape))
 
 
+def _bind(bind: Any, name: str, array: np.ndarray) -> None:
+    """Give `array`'s memory to `bind_input` or `bind_output` of a binding."""
+    bind(name, "cpu", 0, array.dtype, list(array.shape), array.ctypes.data)
+
+
 class GroupQueryAttention:
     """The stock attention of T new tokens behind `depth` cached ones, over several layers' caches in place.
 
@@ -107,9 +112,9 @@ class GroupQueryAttention:
         binding = self._session.io_binding()
         key, value = self._caches[2 * layer : 2 * layer + 2]
         for name, array in {**self._feeds, "past_key": key, "past_value": value}.items():
-            binding.bind_input(name, "cpu", 0, array.dtype, list(array.shape), array.ctypes.data)
+            _bind(binding.bind_input, name, array)
         for name, array in {"output": self._output, "present_key": key, "present_value": value}.items():
-            binding.bind_output(name, "cpu", 0, array.dtype, list(array.shape), array.ctypes.data)
+            _bind(binding.bind_output, name, array)
         return binding
 
     def run(self) -> None:
@@ -164,13 +169,9 @@ class MatMulNBits:
         self._binding = self._session.io_binding()
         self._input = random.standard_normal((rows, inputs), np.float32)
         self._output = np.empty((rows, outputs), np.float32)
-        self._bind(self._binding.bind_input, "input", self._input)
+        _bind(self._binding.bind_input, "input", self._input)
         for i in range(weights):
-            self._bind(self._binding.bind_output, f"output.{i}", self._output)
-
-    @staticmethod
-    def _bind(bind: Any, name: str, array: np.ndarray) -> None:
-        bind(name, "cpu", 0, array.dtype, list(array.shape), array.ctypes.data)
+            _bind(self._binding.bind_output, f"output.{i}", self._output)
 
     def run(self) -> None:
         """One product with each weight."""
