@@ -11,7 +11,7 @@ from kernel_cases import needs_kernels, nmse
 
 from apps.bench import attention, kernels, matmul, model, peaks, random_model, timing
 from apps.bench.stock_operators import GroupQueryAttention, MatMulNBits
-from apps.bench.timing import FASTEST, PEAK, Contestant, Times, Work
+from apps.bench.timing import FASTEST, PEAK, Contestant, SelfTimed, Times, Work
 from apps.bench.workers import Worker
 from apps.cli.main import main
 from edge import native
@@ -31,6 +31,21 @@ def test_everybody_gets_a_turn_in_every_round(monkeypatch: pytest.MonkeyPatch):
     times = timing.interleave(contestants, rounds=3)
     assert order == ["ours", "stock"] * 3
     assert all(len(found.us) == 3 for found in times.values())
+
+
+def test_one_that_takes_its_own_time_gets_its_turns_among_the_others(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(timing, "SETTLE_S", 0)
+    monkeypatch.setattr(timing, "_repeats", lambda contestant: 1)
+    order: list[str] = []
+
+    def measure_us() -> float:
+        order.append("peer")
+        return 10.0 * len(order)
+
+    contestants = {"ours": Contestant(lambda: order.append("ours")), "peer": SelfTimed(measure_us, calls=2)}
+    times = timing.interleave(contestants, rounds=2)
+    assert order == ["peer", "ours", "peer", "ours", "peer"]  # the first one warms up
+    assert times["peer"].us == [15.0, 25.0]
 
 
 def test_a_line_compares_minima_with_the_fastest_of_the_others():
@@ -119,7 +134,7 @@ def test_a_small_model_is_measured_by_workers(tmp_path: Path, monkeypatch: pytes
 
 
 def _one_layer() -> random_model.DecoderFacts:
-    return random_model._decoder("3B", 1)
+    return random_model.decoder_facts("3B", 1)
 
 
 def _logits(folder: Path, kind: str) -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from apps.bench import timing
 from apps.bench.stock_operators import MatMulNBits
-from apps.bench.timing import Contestant, Times, Work
+from apps.bench.timing import Contestant, SelfTimed, Times, Work
 from apps.bench.workers import Worker
 from edge import kernels_abi, native
 from edge.kernel_arguments import matmul_arguments
@@ -61,31 +60,18 @@ def _times(
     weights = MANY_ROWS_WEIGHTS if tokens > 1 else -(-ONE_ROW_BYTES // int(work.bytes))
     ours = OurProducts(*shape, weights, pool)
     stock = MatMulNBits(inputs, outputs, tokens, bits, block, weights, pool.count)
-    contestants = {"ours": Contestant(ours.run, weights), "MatMulNBits": Contestant(stock.run, weights)}
+    contestants: dict[str, Contestant | SelfTimed] = {
+        "ours": Contestant(ours.run, weights),
+        "MatMulNBits": Contestant(stock.run, weights),
+    }
     with contextlib.ExitStack() as stack:
         if openvino_python:
             given = {"inputs": inputs, "outputs": outputs, "bits": bits, "weights": weights}
             options = ["--threads", str(pool.count), "--block", str(block)]
             command = [openvino_python, str(PEER), "products", json.dumps(given), *options]
             worker = stack.enter_context(Worker("OpenVINO", command))
-            worker.measure({"tokens": tokens})
-            contestants["OpenVINO"] = Contestant(lambda: worker.measure({"tokens": tokens}), weights)
-            return _interleave_with_worker(contestants, worker, tokens, rounds)
+            contestants["OpenVINO"] = worker.contestant({"tokens": tokens}, weights)
         return timing.interleave(contestants, rounds)
-
-
-def _interleave_with_worker(
-    contestants: Mapping[str, Contestant], worker: Worker, tokens: int, rounds: int
-) -> dict[str, Times]:
-    """As `timing.interleave`, where one contestant takes its own time."""
-    times = {name: Times() for name in contestants}
-    own = {name: contestant for name, contestant in contestants.items() if name != worker.name}
-    for _ in range(rounds):
-        for name, found in timing.interleave(own, 1).items():
-            times[name].us += found.us
-        elapsed_us = worker.measure({"tokens": tokens})
-        times[worker.name].us.append(elapsed_us / contestants[worker.name].calls)
-    return times
 
 
 class OurProducts:

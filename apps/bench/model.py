@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from apps.bench import random_model, timing
-from apps.bench.random_model import DECODERS, TOWERS, ModelFiles
+from apps.bench.random_model import TOWERS, ModelFiles
 from apps.bench.timing import Work
-from apps.bench.workers import Worker, graph_command, interleave
+from apps.bench.workers import Worker, graph_command
 from edge.contract import DecoderFacts
 
 NEW_TOKENS, DEPTH = 144, 4096
@@ -57,7 +57,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """All rows of one size and number of threads. Writes the graphs into `folder` (1.9 GB for 3B)."""
     files = random_model.make(folder, size=size, layers=layers, block=block)
-    facts = DECODERS[size] if layers is None else DecoderFacts(**{**asdict(DECODERS[size]), "layers": layers})
+    facts = random_model.decoder_facts(size, layers)
     rows = _decoder_rows(files, facts, size, threads, rounds, block, peers)
     return rows + _vision_rows(files, size, threads, rounds, peers)
 
@@ -82,7 +82,8 @@ def _decoder_rows(
     with contextlib.ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(name, command)) for name, command in commands.items()}
         for (tokens, depth), goals in DECODER_GOALS.items():
-            times = interleave(workers, {"tokens": tokens, "depth": depth}, rounds)
+            request = {"tokens": tokens, "depth": depth}
+            times = timing.interleave({name: worker.contestant(request) for name, worker in workers.items()}, rounds)
             name = f"append {tokens} tokens" if tokens > 1 else "decode one token"
             shape_text = f"{size}, {facts.layers} layers, 4-bit/{block}, int8 KV, depth {depth}"
             work = decoder_work(facts, tokens, depth, block)
@@ -100,7 +101,8 @@ def _vision_rows(files: ModelFiles, size: str, threads: int, rounds: int, peers:
         commands["transformers"] = [sys.executable, script, json.dumps(asdict(TOWERS[size])), "--threads", str(threads)]
     with contextlib.ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(name, command)) for name, command in commands.items()}
-        times = interleave(workers, {"rows": FRAME_ROWS, "columns": FRAME_COLUMNS}, rounds)
+        request = {"rows": FRAME_ROWS, "columns": FRAME_COLUMNS}
+        times = timing.interleave({name: worker.contestant(request) for name, worker in workers.items()}, rounds)
     shape = f"{size}, {FRAME_COLUMNS * 14}x{FRAME_ROWS * 14} frame, 8-bit"
     return [timing.row("vision tower", shape, threads, times, vision_work(size), {"transformers": 3.0})]
 

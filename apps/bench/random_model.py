@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def make(
     Raises:
       UsageError: a package that export needs is missing.
     """
-    facts = _decoder(size, layers)
+    facts = decoder_facts(size, layers)
     wanted = {"decoder": asdict(facts), "vision": asdict(TOWERS[size]), "block": block, "kv": kv, "files": 4}
     mark = folder / "random_model.json"
     text = json.dumps(wanted, sort_keys=True)
@@ -122,9 +122,9 @@ def make(
     return ModelFiles(folder)
 
 
-def _decoder(size: str, layers: int | None) -> DecoderFacts:
-    facts = DECODERS[size]
-    return facts if layers is None else DecoderFacts(**{**asdict(facts), "layers": layers})
+def decoder_facts(size: str, layers: int | None) -> DecoderFacts:
+    """The decoder of one size, with all its layers or only the first ones."""
+    return DECODERS[size] if layers is None else replace(DECODERS[size], layers=layers)
 
 
 def _write_decoder(folder: Path, facts: DecoderFacts, block: int, kv: str) -> None:

@@ -25,6 +25,29 @@ class Contestant:
     run: Callable[[], object]
     calls: int = 1
 
+    def warm_up(self) -> Callable[[], float]:
+        """Run it for the first time. Returns what takes one sample: microseconds of one call."""
+        repeats = _repeats(self)
+
+        def sample_us() -> float:
+            time.sleep(SETTLE_S)
+            return _elapsed_s(self.run, repeats) * 1e6 / self.calls / repeats
+
+        return sample_us
+
+
+@dataclass(frozen=True)
+class SelfTimed:
+    """Something that takes its own time: `measure_us` makes `calls` calls and says their microseconds."""
+
+    measure_us: Callable[[], float]
+    calls: int = 1
+
+    def warm_up(self) -> Callable[[], float]:
+        """As `Contestant.warm_up`."""
+        self.measure_us()
+        return lambda: self.measure_us() / self.calls
+
 
 @dataclass
 class Times:
@@ -41,15 +64,13 @@ class Times:
         return statistics.median(self.us)
 
 
-def interleave(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, Times]:
+def interleave(contestants: Mapping[str, Contestant | SelfTimed], rounds: int) -> dict[str, Times]:
     """Time everybody `rounds` times, in turns, after one call each to warm up."""
     times = {name: Times() for name in contestants}
-    repeats = {name: _repeats(contestant) for name, contestant in contestants.items()}
+    samples_us = {name: contestant.warm_up() for name, contestant in contestants.items()}
     for _ in range(rounds):
-        for name, contestant in contestants.items():
-            time.sleep(SETTLE_S)
-            elapsed_s = _elapsed_s(contestant.run, repeats[name])
-            times[name].us.append(elapsed_s * 1e6 / contestant.calls / repeats[name])
+        for name, sample_us in samples_us.items():
+            times[name].us.append(sample_us())
     return times
 
 

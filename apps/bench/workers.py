@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from apps.bench.timing import Times
+from apps.bench.timing import SelfTimed
 from edge.errors import EdgeError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -55,6 +55,10 @@ class Worker:
             raise self._gone() from None
         return float(self._answer()["ms"]) * 1e3
 
+    def contestant(self, request: Mapping[str, int], calls: int = 1) -> SelfTimed:
+        """For `timing.interleave`: `calls` calls of one kind, which one request asks for."""
+        return SelfTimed(lambda: self.measure(request), calls)
+
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -87,14 +91,3 @@ def graph_command(graph: Path, threads: int, capacity: int, size: str) -> list[s
     """Command of a worker with one of our graphs."""
     options = ["--threads", str(threads), "--capacity", str(capacity), "--size", size]
     return [sys.executable, "-m", "apps.bench.model_worker", str(graph), *options]
-
-
-def interleave(workers: Mapping[str, Worker], request: Mapping[str, int], rounds: int) -> dict[str, Times]:
-    """Measure one request with everybody, in turns, after one each to warm up."""
-    times = {name: Times() for name in workers}
-    for turn in range(rounds + 1):
-        for name, worker in workers.items():
-            elapsed_us = worker.measure(request)
-            if turn:
-                times[name].us.append(elapsed_us)
-    return times
