@@ -12,6 +12,13 @@ from edge.errors import UsageError
 _OURS = ("edge", "export", "apps")
 
 
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """The option that chooses the bundle, for commands that can do with the shipped model; see `chosen_bundle`."""
+    parser.add_argument(
+        "--bundle", metavar="BUNDLE", help="folder that `streamo-edge export` wrote; default the shipped one"
+    )
+
+
 def add_precisions(parser: argparse.ArgumentParser) -> None:
     """The options that choose how the shipped model is exported."""
     parser.add_argument(

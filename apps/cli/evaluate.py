@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from apps.cli import console
-from apps.cli.bundles import add_precisions, chosen_bundle
+from apps.cli.bundles import add_bundle, add_precisions, chosen_bundle
 from apps.cli.parsing import number, seed_range
 
 if TYPE_CHECKING:
@@ -18,9 +18,7 @@ METRICS = ("response_f1", "state_accuracy", "answer_accuracy")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", choices=("demo",), help="which streams: `demo`, the demonstration's own world")
-    parser.add_argument(
-        "--bundle", metavar="BUNDLE", help="folder that `streamo-edge export` wrote; default the shipped one"
-    )
+    add_bundle(parser)
     add_precisions(parser)
     parser.add_argument(
         "--seeds", type=seed_range, default=range(50000, 50050), metavar="A:B", help="default 50000:50050 (B excluded)"
