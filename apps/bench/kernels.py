@@ -17,7 +17,6 @@ from apps.bench.timing import PEAK, add_fraction_of_peak
 from edge import native
 from edge.errors import BackendError
 
-PARTS = ("peaks", "attention", "matmul", "model")
 Progress = Callable[[str, float, float], None]
 
 
@@ -35,7 +34,8 @@ def measure(
     """Measure the chosen parts, each with every number of threads.
 
     Args:
-      parts: of PARTS; peaks come first whether they are named or not, as everything is compared with them.
+      parts: of "peaks", "attention", "matmul" and "model"; peaks come first whether they are named or not, as
+        everything is compared with them.
       workdir: where the model's graphs are kept; None for a folder that is removed afterwards.
 
     Returns:

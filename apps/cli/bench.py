@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from apps.cli import bench_day, bench_kernels, console
-from apps.cli.bench_card import print_card, warn_if_busy
-from apps.cli.bundles import chosen_bundle
+from apps.cli.bench_card import report
+from apps.cli.bundles import add_bundle, chosen_bundle
 from apps.cli.parsing import number
 
 DEMO_CHECKPOINT = Path(__file__).resolve().parent.parent / "demo" / "checkpoint"
@@ -22,9 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _configure_turn(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--bundle", metavar="BUNDLE", help="folder that `streamo-edge export` wrote; default the shipped one"
-    )
+    add_bundle(parser)
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -56,12 +54,7 @@ def _run_turn(args: argparse.Namespace) -> int:
             seed=args.seed,
             progress=progress,
         )
-    file = console.report_stream(args.json)
-    print_card(result["machine"], file)
-    warn_if_busy(result["machine"])
-    print_result(result, file)
-    if args.json:
-        console.print_json(result)
+    report(result, print_result, as_json=args.json)
     return 0
 
 

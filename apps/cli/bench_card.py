@@ -1,13 +1,30 @@
-"""The machine beside a benchmark's figures, and a warning where it was busy with something else.
+"""What every benchmark reports: the machine, a warning where it was busy with something else, its figures, the JSON.
 
-Owns both texts. Measures nothing.
+Owns their order and the first two texts. Measures nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from apps.cli import console
+
+
+def report(result: dict[str, Any], show: Callable[[dict[str, Any], Any], None], *, as_json: bool) -> None:
+    """Print a finished benchmark.
+
+    Args:
+      result: with the machine under `machine`.
+      show: prints the figures of a result to a stream.
+      as_json: whether standard output is for one JSON document.
+    """
+    file = console.report_stream(as_json)
+    print_card(result["machine"], file)
+    warn_if_busy(result["machine"])
+    show(result, file)
+    if as_json:
+        console.print_json(result)
 
 
 def print_card(machine: dict[str, Any], file: Any) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from apps.cli import console
-from apps.cli.bench_card import print_card, warn_if_busy
+from apps.cli.bench_card import report
 from apps.cli.parsing import number
 
 PARTS = ("peaks", "attention", "matmul", "model")
@@ -64,14 +65,16 @@ def run(args: argparse.Namespace) -> int:
             layers=args.layers,
             progress=progress,
         )
-    file = console.report_stream(args.json)
-    print_card(result["machine"], file)
-    warn_if_busy(result["machine"])
+    report(result, print_result, as_json=args.json)
+    if args.markdown:
+        args.markdown.write_text(kernels.markdown(result), encoding="utf-8")
+    return 0
+
+
+def print_result(result: dict[str, Any], file: Any) -> None:
+    """The machine's peaks, and every kernel beside the others."""
+    from apps.bench import kernels
+
     console.table(f"peaks, {result['instruction_set']}", kernels.PEAK_HEADINGS, kernels.peak_rows(result), file)
     if result["rows"]:
         console.table("kernels, least of all rounds", kernels.HEADINGS, kernels.table_rows(result), file)
-    if args.markdown:
-        args.markdown.write_text(kernels.markdown(result), encoding="utf-8")
-    if args.json:
-        console.print_json(result)
-    return 0
