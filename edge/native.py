@@ -10,20 +10,20 @@ Every function raises KernelError where arguments do not fit, and BackendError w
 from __future__ import annotations
 
 import ctypes
+import inspect
+from typing import Any
 
 import numpy as np
 
 from edge import kernels_abi as abi
 from edge.errors import BackendError, KernelError
-from edge.kernel_arguments import attention_arguments as _attention_arguments
-from edge.kernel_arguments import matmul_arguments as _matmul_arguments
-from edge.kernel_arguments import weights_source as _weights_source
-from edge.kernel_arguments import window_arguments as _window_arguments
+from edge.kernel_arguments import attention_arguments, matmul_arguments, weights_source, window_arguments
 from edge.kernels_abi import library_path
 
 __all__ = [
     "Threads",
     "Weights",
+    "accept",
     "attention",
     "attention_reference",
     "available",
@@ -63,7 +63,7 @@ def select_instruction_set(name: str | None) -> None:
       KernelError: there is none of that name, or this CPU does not have it.
     """
     library = abi.load_library()
-    _accept(library.streamo_select_instruction_set(None if name is None else name.encode()))
+    accept(library.streamo_select_instruction_set(None if name is None else name.encode()))
 
 
 class Threads:
@@ -82,6 +82,13 @@ class Threads:
         if not self._pointer:
             raise KernelError(f"Threads: {_refusal() or f'{count} of them cannot be started'}")
         self.count = count
+
+    @property
+    def pointer(self) -> int:
+        """For functions of the library; KernelError if the threads were closed."""
+        if not self._pointer:
+            raise KernelError("Threads: they were closed")
+        return self._pointer
 
     def close(self) -> None:
         """End the threads. Not while another call uses them."""
@@ -135,34 +142,17 @@ def attention(
       (T, Hq D) float32.
     """
     given = {name: value for name, value in locals().items() if name != "threads"}
-    arguments, output, _kept = _attention_arguments(given)
-    _accept(abi.load_library().streamo_attention_run(ctypes.byref(arguments), _threads_pointer(threads)))
+    arguments, output, _kept = attention_arguments(given)
+    accept(abi.load_library().streamo_attention_run(ctypes.byref(arguments), _threads_pointer(threads)))
     return output
 
 
-def attention_reference(
-    qkv: np.ndarray,
-    rope_cos: np.ndarray,
-    rope_sin: np.ndarray,
-    key_cache: np.ndarray,
-    value_cache: np.ndarray,
-    new_slots: np.ndarray,
-    spans: np.ndarray,
-    run_cos: np.ndarray,
-    run_sin: np.ndarray,
-    *,
-    query_heads: int,
-    scale: float | None = None,
-    qkv_bias: np.ndarray | None = None,
-    key_scales: np.ndarray | None = None,
-    value_scales: np.ndarray | None = None,
-    key_offset: np.ndarray | None = None,
-    slot_cos: np.ndarray | None = None,
-    slot_sin: np.ndarray | None = None,
-) -> np.ndarray:
-    """The oracle of `attention`: the same arguments, in plain loops and double precision."""
-    arguments, output, _kept = _attention_arguments(dict(locals()))
-    _accept(abi.load_library().streamo_attention_reference(ctypes.byref(arguments)))
+def attention_reference(*arrays: np.ndarray, **named: Any) -> np.ndarray:
+    """The oracle of `attention`: the same arguments, in plain loops and double precision, without threads."""
+    given = inspect.signature(attention).bind(*arrays, **named)
+    given.apply_defaults()
+    arguments, output, _kept = attention_arguments(given.arguments)
+    accept(abi.load_library().streamo_attention_reference(ctypes.byref(arguments)))
     return output
 
 
@@ -185,8 +175,8 @@ def window_attention(
     Returns:
       (P, heads D) float32.
     """
-    arguments, output, _kept = _window_arguments(qkv, rope_cos, rope_sin, window_starts, heads, scale)
-    _accept(abi.load_library().streamo_window_attention_run(ctypes.byref(arguments), _threads_pointer(threads)))
+    arguments, output, _kept = window_arguments(qkv, rope_cos, rope_sin, window_starts, heads, scale)
+    accept(abi.load_library().streamo_window_attention_run(ctypes.byref(arguments), _threads_pointer(threads)))
     return output
 
 
@@ -200,8 +190,8 @@ def window_attention_reference(
     scale: float | None = None,
 ) -> np.ndarray:
     """The oracle of `window_attention`."""
-    arguments, output, _kept = _window_arguments(qkv, rope_cos, rope_sin, window_starts, heads, scale)
-    _accept(abi.load_library().streamo_window_attention_reference(ctypes.byref(arguments)))
+    arguments, output, _kept = window_arguments(qkv, rope_cos, rope_sin, window_starts, heads, scale)
+    accept(abi.load_library().streamo_window_attention_reference(ctypes.byref(arguments)))
     return output
 
 
@@ -226,19 +216,26 @@ class Weights:
         threads: Threads | None = None,
     ) -> None:
         self._pointer = ctypes.c_void_p()
-        source, _kept = _weights_source(codes, scales, bits, block, gated)
+        source, _kept = weights_source(codes, scales, bits, block, gated)
         self._library = abi.load_library()
         self.inputs, self.outputs, self.gated = int(source.inputs), int(source.outputs), gated
-        _accept(
+        accept(
             self._library.streamo_weights_pack(
                 ctypes.byref(source), _threads_pointer(threads), ctypes.byref(self._pointer)
             )
         )
 
     @property
+    def pointer(self) -> ctypes.c_void_p:
+        """For functions of the library; KernelError if the weights were closed."""
+        if not self._pointer:
+            raise KernelError("Weights: they were closed")
+        return self._pointer
+
+    @property
     def bytes(self) -> int:
         """Memory that the packed weights take."""
-        return int(self._library.streamo_weights_bytes(self._open()))
+        return int(self._library.streamo_weights_bytes(self.pointer))
 
     def run(
         self,
@@ -259,10 +256,10 @@ class Weights:
         Returns:
           `output`.
         """
-        pointer = self._open()
+        pointer = self.pointer
         shape = (self.inputs, self.outputs, self.gated)
-        arguments, result, _kept = _matmul_arguments(input, shape, bias, residual, output)
-        _accept(self._library.streamo_matmul_run(pointer, ctypes.byref(arguments), _threads_pointer(threads)))
+        arguments, result, _kept = matmul_arguments(input, shape, bias, residual, output)
+        accept(self._library.streamo_matmul_run(pointer, ctypes.byref(arguments), _threads_pointer(threads)))
         return result
 
     def close(self) -> None:
@@ -270,11 +267,6 @@ class Weights:
         if self._pointer:
             self._library.streamo_weights_destroy(self._pointer)
             self._pointer = ctypes.c_void_p()
-
-    def _open(self) -> ctypes.c_void_p:
-        if not self._pointer:
-            raise KernelError("Weights: they were closed")
-        return self._pointer
 
     def __enter__(self) -> Weights:
         return self
@@ -298,22 +290,19 @@ def matmul_reference(
     residual: np.ndarray | None = None,
 ) -> np.ndarray:
     """The oracle of `Weights.run`: double precision, the input not quantised. Arguments as there."""
-    source, _kept_source = _weights_source(codes, scales, bits, block, gated)
+    source, _kept_source = weights_source(codes, scales, bits, block, gated)
     shape = (int(source.inputs), int(source.outputs), gated)
-    arguments, output, _kept = _matmul_arguments(input, shape, bias, residual, None)
-    _accept(abi.load_library().streamo_matmul_reference(ctypes.byref(source), ctypes.byref(arguments)))
+    arguments, output, _kept = matmul_arguments(input, shape, bias, residual, None)
+    accept(abi.load_library().streamo_matmul_reference(ctypes.byref(source), ctypes.byref(arguments)))
     return output
 
 
 def _threads_pointer(threads: Threads | None) -> int | None:
-    if threads is None:
-        return None
-    if not threads._pointer:
-        raise KernelError("Threads: they were closed")
-    return threads._pointer
+    return None if threads is None else threads.pointer
 
 
-def _accept(status: int) -> None:
+def accept(status: int) -> None:
+    """Raise KernelError where a function of the library returned anything but 0."""
     if status:
         raise KernelError(_refusal() or f"The native kernel failed with status {status}")
 

@@ -156,7 +156,7 @@ def test_a_product_that_does_not_fit_is_refused(name: str, value: Any):
         arguments, output, _kept = matmul_arguments(data.input, (128, 32, False), None, None, None)
         output[:] = 7
         setattr(arguments, name, value)
-        assert library.streamo_matmul_run(weights._open(), ctypes.byref(arguments), None) == BAD_ARGUMENT
+        assert library.streamo_matmul_run(weights.pointer, ctypes.byref(arguments), None) == BAD_ARGUMENT
     assert abi.last_error(library) and (output == 7).all()
 
 

@@ -112,7 +112,7 @@ class OurAttention:
     def run(self) -> None:
         """One call for each layer."""
         for arguments in self._calls:
-            native._accept(self._library.streamo_attention_run(ctypes.byref(arguments), self._pool._pointer))
+            native.accept(self._library.streamo_attention_run(ctypes.byref(arguments), self._pool.pointer))
 
 
 def attention_work(heads: tuple[int, int, int], tokens: int, depth: int, kv: str) -> Work:

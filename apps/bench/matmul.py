@@ -97,9 +97,9 @@ class OurProducts:
         """One product with each weight."""
         for weights in self._weights:
             status = self._library.streamo_matmul_run(
-                weights._pointer, ctypes.byref(self._arguments), self._pool._pointer
+                weights.pointer, ctypes.byref(self._arguments), self._pool.pointer
             )
-            native._accept(status)
+            native.accept(status)
 
 
 def matmul_work(rows: int, inputs: int, outputs: int, bits: int, block: int) -> Work:

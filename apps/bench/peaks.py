@@ -64,7 +64,7 @@ def _keep(best: dict[str, float], name: str, value: float) -> None:
 
 def _read(library: Any, memory: np.ndarray, pool: native.Threads) -> float:
     start = time.perf_counter()
-    library.streamo_peak_read(memory.ctypes.data, memory.nbytes, pool._pointer)
+    library.streamo_peak_read(memory.ctypes.data, memory.nbytes, pool.pointer)
     return memory.nbytes / (time.perf_counter() - start) / 1e9
 
 
@@ -73,7 +73,7 @@ def _arithmetic(library: Any, kind: int, pool: native.Threads) -> float:
     loops = 10_000
     while True:
         start = time.perf_counter()
-        operations = library.streamo_peak_arithmetic(kind, loops, pool._pointer)
+        operations = library.streamo_peak_arithmetic(kind, loops, pool.pointer)
         elapsed_s = time.perf_counter() - start
         if elapsed_s * 1e3 >= LEAST_MS:
             return operations / elapsed_s / 1e9
