@@ -1,7 +1,7 @@
 """The operators of the native graphs in numpy, as `kernels/include/streamo_kernels.h` describes them.
 
 A second opinion beside the library's own oracle, and a way to run native graphs where the library is not built.
-Arithmetic is in double, and inputs of products are not quantised.
+Arithmetic is in double except where a cache is quantised, and inputs of products are not quantised.
 """
 
 from __future__ import annotations
@@ -12,26 +12,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+from kernel_cases import softmax
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from apps.bench.kernel_cases import quantise_rows, rotate
 from edge.contract import CUSTOM_DOMAIN
-
-LARGEST_CODE = 127
-
-
-def rotate(values: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """RoPE of (..., D) by (..., D / 2): element i pairs with element i + D / 2."""
-    first, second = np.split(values, 2, axis=-1)
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def quantize_rows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (..., D) int8 and scales (...) float32, one scale a row."""
-    scales = (np.abs(values).max(axis=-1) / LARGEST_CODE).astype(np.float32)
-    steps = np.where(scales == 0, 1, scales).astype(np.float64)[..., None]
-    codes = np.clip(np.rint(values / steps), -LARGEST_CODE, LARGEST_CODE)
-    return np.where(scales[..., None] == 0, 0, codes).astype(np.int8), scales
 
 
 def span_attention(
@@ -70,7 +56,7 @@ def span_attention(
     values = heads[first_value:] + (0 if int8 else biases[first_value:])
     for cache, rows in ((0, keys), (1, values)):
         if int8:
-            caches[cache][:, new_slots], caches[cache + 2][:, new_slots] = quantize_rows(rows)
+            caches[cache][:, new_slots], caches[cache + 2][:, new_slots] = quantise_rows(rows)
         else:
             caches[cache][:, new_slots] = rows
     slots = np.concatenate([*(np.arange(s, s + n) for s, n, _ in spans), new_slots]).astype(int)
@@ -88,8 +74,7 @@ def span_attention(
         scores[:, :, runs == run] = turned @ keys[:, runs == run].transpose(0, 2, 1) * scale
     later = np.triu(np.ones((len(qkv), len(new_slots)), bool), 1)
     scores[:, :, len(slots) - len(new_slots) :][:, later] = -np.inf
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    mixed = (weights / weights.sum(axis=-1, keepdims=True)) @ values
+    mixed = softmax(scores) @ values
     if int8:
         mixed += np.repeat(biases[first_value:], group, axis=0)
     return mixed.transpose(1, 0, 2).reshape(len(qkv), -1)
@@ -140,8 +125,7 @@ class WindowAttention(OpRun):
         assert starts[0] == 0 and starts[-1] == len(qkv)
         for first, last in itertools.pairwise(starts):
             scores = queries[:, first:last] @ keys[:, first:last].transpose(0, 2, 1) * scale
-            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            result[:, first:last] = weights / weights.sum(axis=-1, keepdims=True) @ heads[2][:, first:last]
+            result[:, first:last] = softmax(scores) @ heads[2][:, first:last]
         return (result.transpose(1, 0, 2).reshape(len(qkv), -1).astype(np.float32),)
 
 

@@ -6,16 +6,11 @@ Random weights, real attention: the numbers mean nothing, but what a token sees,
 from __future__ import annotations
 
 import numpy as np
+from kernel_cases import softmax
 
+from apps.bench.kernel_cases import rotate
 from edge.backends.base import CacheView
 from edge.contract import DecoderFacts, Manifest
-
-
-def turned(heads: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """(..., D) with element i turned against element i + D / 2, by angles given as (..., D / 2)."""
-    half = heads.shape[-1] // 2
-    one, other = heads[..., :half], heads[..., half:]
-    return np.concatenate([one * cos - other * sin, other * cos + one * sin], axis=-1)
 
 
 class NumpyDecoder:
@@ -84,18 +79,16 @@ class NumpyDecoder:
     ) -> np.ndarray:
         facts, new = self._facts, len(heads)
         queries, keys, values = _split_heads(heads, facts)
-        queries, keys = (turned(x, cos.astype(self._dtype), sin.astype(self._dtype)) for x in (queries, keys))
+        queries, keys = (rotate(x, cos.astype(self._dtype), sin.astype(self._dtype)) for x in (queries, keys))
         key_cache[:, view.new_slots], value_cache[:, view.new_slots] = keys, values
         group = facts.num_heads // facts.num_kv_heads
         seen_values = [values]
         scores = [_scores(queries, keys, group) + np.where(np.tri(new, dtype=bool), 0, -np.inf)]
         for slot, length, run in view.spans:
-            further = turned(queries, view.run_cos[run].astype(self._dtype), view.run_sin[run].astype(self._dtype))
+            further = rotate(queries, view.run_cos[run].astype(self._dtype), view.run_sin[run].astype(self._dtype))
             scores.append(_scores(further, key_cache[:, slot : slot + length], group))
             seen_values.append(value_cache[:, slot : slot + length])
-        weights = np.concatenate(scores, axis=-1) / np.sqrt(facts.head_dim)
-        weights = np.exp(weights - weights.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True)
+        weights = softmax(np.concatenate(scores, axis=-1) / np.sqrt(facts.head_dim))
         output = weights @ np.repeat(np.concatenate(seen_values, axis=1), group, axis=0)
         return output.transpose(1, 0, 2).reshape(new, -1)
 

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from kernel_cases import needs_kernels
-from native_operators import native_graph, rotate, span_attention
+from native_operators import native_graph, span_attention
 from tiny_checkpoint import write_checkpoint
 
+from apps.bench.kernel_cases import rotate
 from edge import contract, native
 from edge.backends.base import CacheView
 from edge.backends.ort import OrtBackend

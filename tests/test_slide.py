@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy_decoder import NumpyDecoder, turned
+from numpy_decoder import NumpyDecoder
 from qwen_vocabulary import PRETOKENIZE, qwen_tokenizer_json
 from scripted import byte_tokenizer, reply_ids, scripted_bundle
 from witness import Witness
 
 import edge.decoder
 import edge.slide
+from apps.bench.kernel_cases import rotate
 from edge.backends.base import CacheView
 from edge.bundle import Bundle
 from edge.clock import FakeClock
@@ -222,7 +223,7 @@ def test_turning_the_query_by_run_equals_turning_every_key(bundle: Bundle) -> No
             array[:] = copy[:] = random.standard_normal(array.shape)
         for slot, length, run in spans:
             keys = other[0][:, slot : slot + length]
-            other[0][:, slot : slot + length] = turned(keys, np.cos(angles[run]), -np.sin(angles[run]))
+            other[0][:, slot : slot + length] = rotate(keys, np.cos(angles[run]), -np.sin(angles[run]))
     embeds = random.standard_normal((6, FACTS.hidden_size)).astype(np.float32)
     new = np.array([0, 1, 2, 60, 61, 62], np.int32)
     rope = np.arange(6)[:, None] * frequency + 5

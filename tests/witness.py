@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy_decoder import turned
 
+from apps.bench.kernel_cases import rotate
 from edge.backends.base import CacheView
 from edge.bundle import Bundle
 
@@ -111,8 +111,8 @@ class Witness:
         cos, sin = np.cos(angles), np.sin(angles)
         count = len(before)
         for (keys, values), (old_keys, old_values) in zip(other.cache_arrays(), self._before, strict=True):
-            raw = turned(old_keys.astype(np.float64), self._angles[0, before], -self._angles[1, before])
-            keys[:, :count] = turned(raw, cos[:count], sin[:count])
+            raw = rotate(old_keys.astype(np.float64), self._angles[0, before], -self._angles[1, before])
+            keys[:, :count] = rotate(raw, cos[:count], sin[:count])
             values[:, :count] = old_values
         view = CacheView(
             np.arange(count, len(self._rows), dtype=np.int32),
