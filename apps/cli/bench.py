@@ -9,7 +9,7 @@ from typing import Any
 from apps.cli import bench_day, bench_kernels, console
 from apps.cli.bench_card import report
 from apps.cli.bundles import add_bundle, chosen_bundle
-from apps.cli.parsing import number
+from apps.cli.parsing import number, thread_count
 
 DEMO_CHECKPOINT = Path(__file__).resolve().parent.parent / "demo" / "checkpoint"
 
@@ -31,9 +31,7 @@ def _configure_turn(parser: argparse.ArgumentParser) -> None:
         help="the checkpoint that the bundle was made from, for the official loop; default the shipped one",
     )
     parser.add_argument("--repeats", type=number(int, at_least=1), default=5, metavar="N", help="default 5")
-    parser.add_argument(
-        "--threads", type=number(int, at_least=1, at_most=1024), metavar="N", help="for both; default all cores"
-    )
+    parser.add_argument("--threads", type=thread_count, metavar="N", help="for both; default all cores")
     parser.add_argument("--seed", type=number(int, at_least=0), default=7, metavar="N", help="of the stream; default 7")
     parser.add_argument("--json", action="store_true", help="end with one JSON document")
 

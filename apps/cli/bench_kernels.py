@@ -8,14 +8,13 @@ from typing import Any
 
 from apps.cli import console
 from apps.cli.bench_card import report
-from apps.cli.parsing import number
+from apps.cli.parsing import number, thread_count
 
 PARTS = ("peaks", "attention", "matmul", "model")
 SIZES = ("3B", "7B")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    thread_count = number(int, at_least=1, at_most=1024, unit="threads")
     parser.add_argument(
         "--threads",
         type=lambda text: [int(thread_count(part)) for part in text.split(",")],

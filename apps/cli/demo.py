@@ -11,7 +11,7 @@ from pathlib import Path
 from apps.cli import console
 from apps.cli.bundles import add_precisions, chosen_bundle
 from apps.cli.exits import INTERRUPTED
-from apps.cli.parsing import number
+from apps.cli.parsing import number, thread_count
 
 OUTPUTS = ("events.jsonl", "captions.vtt", "demo.mp4")
 STREAM_FPS = 10
@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--output-dir", type=Path, default=Path(), metavar="DIR", help="where the files go; default here")
     add("--pace", choices=("realtime", "fast"), default="realtime", help="default realtime")
     add_precisions(parser)
-    add("--threads", type=number(int, at_least=1, at_most=1024), metavar="N", help="threads of the backend")
+    add("--threads", type=thread_count, metavar="N", help="threads of the backend")
     add("--json", action="store_true", help="end with the run's figures as one JSON document")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.cli import console
 from apps.cli.bundles import add_bundle, add_precisions, chosen_bundle
-from apps.cli.parsing import number, seed_range
+from apps.cli.parsing import number, seed_range, thread_count
 
 if TYPE_CHECKING:
     from apps.demo.world import Stream
@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--control", action="store_true", help="show other pictures: a model that looks must fail")
     parser.add_argument("--window", type=number(int, at_least=1, unit="turns"), metavar="N", help="window in turns")
-    parser.add_argument("--threads", type=number(int, at_least=1, at_most=1024, unit="threads"), metavar="N")
+    parser.add_argument("--threads", type=thread_count, metavar="N")
     parser.add_argument("--json", action="store_true", help="end with one JSON document")
 
 

@@ -76,6 +76,10 @@ def number(
     return convert
 
 
+thread_count = number(int, at_least=1, at_most=1024, unit="threads")
+"""A number of threads, for argparse."""
+
+
 def turn_rate(text: str) -> float:
     """Turns a second, for argparse; what the protocol cannot do is told by the check that the runtime makes."""
     from edge.pacing import check_turn_rate

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.cli import console
 from apps.cli.exits import INTERRUPTED
-from apps.cli.parsing import closest, number, turn_rate
+from apps.cli.parsing import closest, number, thread_count, turn_rate
 from edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--window", type=number(int, at_least=1, unit="turns"), metavar="N", help="turns kept; default the bundle's")
     add("--backend", choices=("cpu", "cuda", "tensorrt"), default="cpu", help="default cpu")
-    add("--threads", type=number(int, at_least=1, at_most=1024), metavar="N", help="threads of the backend")
+    add("--threads", type=thread_count, metavar="N", help="threads of the backend")
     add("--max-reply-tokens", type=number(int, at_least=1), metavar="N", help="longer replies are cut")
     add("--temperature", type=number(float, at_least=0), default=0.0, metavar="T", help="0, the default, is greedy")
     add("--top-k", type=number(int, at_least=0), default=0, metavar="N", help="sample among the N likeliest tokens")
