@@ -30,7 +30,6 @@ ROUNDED_RELATIVE_ERROR = 1e-4
 """Greatest error against PyTorch with the same rounded weights, both in float32: only the order of sums differs."""
 INT8_KV_LOGIT_COSINE = 0.999
 """Smallest cosine with an int8 KV cache, whatever the weights."""
-ROUNDED = ("int8", "int4")
 AT_LEAST = ("logit_cosine_min",)
 
 

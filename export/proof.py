@@ -15,11 +15,11 @@ from export.expected import Expected, compute_expected
 from export.graph_check import GraphCheck
 from export.graph_kinds import NativeGraphs
 from export.graph_session import EXACT
-from export.parity import ROUNDED, RoundedCheck, compare, compare_native
+from export.parity import RoundedCheck, compare, compare_native
 from export.probe import Probe
 from export.rounded import RoundedCheckpoint
 from export.weight_store import StoredTensor
-from export.weights import WeightWriter
+from export.weights import QUANTIZED, WeightWriter
 
 PARITY_BASE_BYTES = 700 * 10**6
 """What Python, torch, transformers and ONNX Runtime take before any weight, with room for activations."""
@@ -57,7 +57,7 @@ def prove(written: Written, probe: Probe, recorded: Expected | None) -> dict[str
     """
     expected = recorded or compute_expected(written.checkpoint, probe)
     check = None
-    if recorded is None and written.weights in ROUNDED:
+    if recorded is None and written.weights in QUANTIZED:
         writers = [written.vision, written.decoder]
         rounded = RoundedCheckpoint.of(written.checkpoint, written.folder, writers, written.embedding)
         check = RoundedCheck(written.graphs(accuracy_level=EXACT), compute_expected(rounded, probe))

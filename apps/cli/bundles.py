@@ -9,6 +9,9 @@ from pathlib import Path
 
 from edge.errors import UsageError
 
+WEIGHTS = ("fp32", "fp16", "int8", "int4")
+KV = ("fp32", "int8")
+"""Precisions that `export` offers."""
 _OURS = ("edge", "export", "apps")
 
 
@@ -21,12 +24,8 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
 
 def add_precisions(parser: argparse.ArgumentParser) -> None:
     """The options that choose how the shipped model is exported."""
-    parser.add_argument(
-        "--weights", choices=("fp32", "fp16", "int8", "int4"), help="of the shipped model's export; default fp32"
-    )
-    parser.add_argument(
-        "--kv", choices=("fp32", "int8"), help="its KV cache; default int8 with int8 or int4 weights, else fp32"
-    )
+    parser.add_argument("--weights", choices=WEIGHTS, help="of the shipped model's export; default fp32")
+    parser.add_argument("--kv", choices=KV, help="its KV cache; default int8 with int8 or int4 weights, else fp32")
 
 
 def chosen_bundle(

@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 
 from apps.cli import console
-from apps.cli.bundles import extra_packages
+from apps.cli.bundles import KV, WEIGHTS, extra_packages
 from apps.cli.inspect import print_parity
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="Hugging Face folder of a Qwen2.5-VL architecture")
     parser.add_argument("-o", "--output", metavar="BUNDLE", required=True, help="folder to write")
-    parser.add_argument("--weights", choices=("fp32", "fp16", "int8", "int4"), default="fp32", help="default fp32")
-    parser.add_argument(
-        "--kv", choices=("fp32", "int8"), help="of the KV cache; default int8 with int8 or int4 weights, else fp32"
-    )
+    parser.add_argument("--weights", choices=WEIGHTS, default="fp32", help="default fp32")
+    parser.add_argument("--kv", choices=KV, help="of the KV cache; default int8 with int8 or int4 weights, else fp32")
     parser.add_argument("--allow-mismatch", action="store_true", help="write the bundle even when parity fails")
     parser.add_argument("--force", action="store_true", help="replace BUNDLE where it exists")
     parser.add_argument("--json", action="store_true", help="print the parity report as JSON")

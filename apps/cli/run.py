@@ -16,6 +16,7 @@ from apps.cli import console
 from apps.cli.exits import INTERRUPTED
 from apps.cli.parsing import closest, number, thread_count, turn_rate
 from edge.errors import UsageError
+from edge.policy import POLICIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=number(float, above=0, unit="seconds"), metavar="N", help="stop after N seconds of stream")
     add(
         "--policy",
-        choices=("slide", "rebuild"),
+        choices=POLICIES,
         help="what a full window does: cut out its oldest turn, or start again without it, as the official loop does; "
         "default slide, where the native kernels are installed",
     )
