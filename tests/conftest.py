@@ -17,9 +17,8 @@ if str(ROOT) not in sys.path:
 
 import pytest  # noqa: E402
 
+from apps.demo import CHECKPOINT  # noqa: E402
 from edge.bundle import Bundle, open_bundle  # noqa: E402
-
-CHECKPOINT = ROOT / "apps" / "demo" / "checkpoint"
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,10 @@ import pytest
 from streams import picture, write_video
 
 from apps.cli.main import COMMANDS, main
+from apps.demo import CHECKPOINT
 from edge.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parent.parent
-CHECKPOINT = ROOT / "apps" / "demo" / "checkpoint"
 ASK = ("--ask", "Describe each event when it ends.")
 FAST = ("--pace", "fast", "--max-reply-tokens", "4", "--threads", "1")
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from apps.demo import CHECKPOINT
 from apps.demo.official_loop import OfficialLoop
 from apps.demo.world import Stream, make_stream
 from edge.bundle import Bundle
 from edge.session import StreamSession
 from edge.turn import Turn
 
-CHECKPOINT = Path(__file__).parent.parent / "apps" / "demo" / "checkpoint"
 FIRST_SEED = 70_000
 STREAMS = 20
 RELATIVE_TOLERANCE = 1e-4

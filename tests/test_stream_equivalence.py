@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -13,6 +11,7 @@ pytest.importorskip("transformers")
 from reference_stream import ReferenceModel, messages_of
 
 import edge
+from apps.demo import CHECKPOINT
 from apps.demo.world import make_stream
 from edge.backends import evicts_in_place
 from edge.bundle import Bundle
@@ -21,7 +20,6 @@ from edge.session import StreamSession
 from edge.tokenizer import Tokenizer
 from edge.turn import Turn, TurnState
 
-CHECKPOINT = Path(__file__).parent.parent / "apps" / "demo" / "checkpoint"
 RELATIVE_TOLERANCE = 1e-4
 QUESTIONS = {0: "Describe each event when it ends.", 7: "Is the light on?", 23: "How many shapes are visible?"}
 

@@ -10,8 +10,7 @@ from apps.cli import bench_day, bench_kernels, console
 from apps.cli.bench_card import report
 from apps.cli.bundles import add_bundle, chosen_bundle
 from apps.cli.parsing import number, thread_count
-
-DEMO_CHECKPOINT = Path(__file__).resolve().parent.parent / "demo" / "checkpoint"
+from apps.demo import CHECKPOINT
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +25,7 @@ def _configure_turn(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        default=DEMO_CHECKPOINT,
+        default=CHECKPOINT,
         metavar="FOLDER",
         help="the checkpoint that the bundle was made from, for the official loop; default the shipped one",
     )

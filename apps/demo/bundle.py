@@ -12,11 +12,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from apps.demo import CHECKPOINT
 from edge import __version__
 from edge.bundle import open_bundle
 from edge.errors import BundleError
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
 RECORDED_REFERENCE = Path(__file__).parent / "reference.npz"
 
 

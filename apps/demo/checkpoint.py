@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
+from apps.demo import CHECKPOINT
 from apps.demo.vocabulary import build_tokenizer, save_tokenizer, write_json
 from apps.demo.world import MAX_DURATION_S
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
 MAX_PIXELS = 11760  # 140 x 84: five by three visual tokens for the demonstration's 5:3 frames
 MIN_PIXELS = 3136
 VOCABULARY_ROWS = 832
