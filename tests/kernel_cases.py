@@ -1,4 +1,4 @@
-"""What the tests of the native kernels share: the maths in plain numpy, and the error measure."""
+"""What the tests of the native kernels share: the maths in plain numpy, and the error measures."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ def nmse(found: np.ndarray, expected: np.ndarray) -> float:
     expected = np.asarray(expected, np.float64)
     error = np.mean((np.asarray(found, np.float64) - expected) ** 2)
     return float(error / max(np.mean(expected**2), 1e-30))
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Greatest difference, as a part of the greatest expected value."""
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 def new_rows(data: AttentionData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from kernel_cases import relative_error
 from tiny_checkpoint import VOCABULARY, token_id, write_checkpoint
 
 from edge import contract
@@ -33,10 +34,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 def with_time_axis(patches: np.ndarray) -> np.ndarray:
     """Patches (P, 3 * 14 * 14) of one frame as transformers takes them: the frame twice, (P, 3 * 2 * 14 * 14)."""
     return np.repeat(patches.reshape(-1, 3, 1, 196), 2, axis=2).reshape(len(patches), -1)
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 class Exported:

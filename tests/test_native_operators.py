@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kernel_cases import needs_kernels
 
 from edge import contract, native
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
-if native.available() is not None:
-    pytest.skip(native.available() or "", allow_module_level=True)
+pytestmark = needs_kernels
 
 HEADS, KV_HEADS, WIDTH, CAPACITY = 4, 2, 32, 24
 FLOAT, INT8, UINT8, INT32 = (getattr(onnx.TensorProto, name) for name in ("FLOAT", "INT8", "UINT8", "INT32"))

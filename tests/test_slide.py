@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kernel_cases import relative_error
 from numpy_decoder import NumpyDecoder
 from qwen_vocabulary import PRETOKENIZE, qwen_tokenizer_json
 from scripted import byte_tokenizer, reply_ids, scripted_bundle
@@ -159,10 +160,6 @@ def test_until_the_first_eviction_both_policies_fill_the_same_rows(bundle: Bundl
 
 
 # What the model computes from them
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 def test_sliding_for_10_000_turns_gives_the_logits_of_a_fresh_cache(bundle: Bundle) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from kernel_cases import relative_error
 from scripted import reply_ids
 from witness import Witness
 
@@ -35,10 +36,6 @@ def session_of(bundle: Bundle) -> tuple[StreamSession, Witness]:
     said = ["</Silence>", "</Silence>", "</Standby>", "</Silence>", "</Response> There are 2 shapes."]
     witness = Witness(bundle, [reply_ids(bundle, reply) for reply in said], GRID, OpenedBackend(bundle, threads=1))
     return StreamSession(bundle, backend=witness, policy="slide", window_turns=6), witness
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 def test_sliding_gives_the_logits_of_a_fresh_cache_however_long_the_stream(native_bundle: Bundle) -> None:

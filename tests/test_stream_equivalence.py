@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from kernel_cases import relative_error
 from reference_stream import ReferenceModel, messages_of
 
 import edge
@@ -36,10 +37,6 @@ def play(session: StreamSession, frames: list[np.ndarray], first_t: int = 0) -> 
             session.ask(QUESTIONS[index])
         turns.append(session.push(frame, first_t + index))
     return turns
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 @pytest.mark.parametrize("first_t", [0, 95, 9990])
