@@ -74,7 +74,7 @@ class GroupQueryAttention:
     def __init__(
         self, heads: tuple[int, int, int], tokens: int, depth: int, layers: int, threads: int, quantised: str = ""
     ) -> None:
-        self._heads, self._tokens, self._depth = heads, tokens, depth
+        self._heads, self._tokens = heads, tokens
         query_heads, kv_heads, width = heads
         self._dtype = np.dtype(np.int8 if quantised else np.float32)
         random = np.random.default_rng(11)
