@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from apps.cli import console
-from apps.cli.bench_card import print_card, warn_if_busy
-from apps.cli.bundles import chosen_bundle
-from apps.cli.parsing import number
+from apps.cli.bench_card import report
+from apps.cli.bundles import add_bundle, chosen_bundle
+from apps.cli.parsing import number, thread_count
 from edge.errors import UsageError
 from edge.policy import POLICIES
 
@@ -19,15 +19,13 @@ A_DAY_TURNS = 24 * 3600
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--bundle", metavar="BUNDLE", help="folder that `streamo-edge export` wrote; default the shipped one"
-    )
+    add_bundle(parser)
     parser.add_argument(
         "--turns", type=number(int, at_least=3000), default=A_DAY_TURNS, metavar="N", help=f"default {A_DAY_TURNS}"
     )
     parser.add_argument("--window", type=number(int, at_least=1, unit="turns"), metavar="N", help="window in turns")
     parser.add_argument("--policy", choices=POLICIES, help="what a full window does")
-    parser.add_argument("--threads", type=number(int, at_least=1, at_most=1024), metavar="N", help="default all cores")
+    parser.add_argument("--threads", type=thread_count, metavar="N", help="default all cores")
     parser.add_argument("--seed", type=number(int, at_least=0), default=90_000, metavar="N", help="of the first scene")
     parser.add_argument("--log", type=Path, metavar="FILE", help="append each hour's figures as a line of JSON")
     parser.add_argument("--json", action="store_true", help="end with one JSON document")
@@ -40,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         log = stack.enter_context(_appended(args.log)) if args.log else None
         progress = stack.enter_context(console.progress())
 
-        def report(hour: dict[str, Any]) -> None:
+        def log_hour(hour: dict[str, Any]) -> None:
             if log is not None:
                 print(json.dumps(hour), file=log, flush=True)
 
@@ -52,14 +50,9 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             seed=args.seed,
             progress=progress,
-            report=report,
+            report=log_hour,
         )
-    file = console.report_stream(args.json)
-    print_card(result["machine"], file)
-    warn_if_busy(result["machine"])
-    print_result(result, file)
-    if args.json:
-        console.print_json(result)
+    report(result, print_result, as_json=args.json)
     return 0
 
 
