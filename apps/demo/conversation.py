@@ -162,3 +162,16 @@ def spoil(rng: np.random.Generator, truth: list[Turn], first: int, rate: float) 
                         break
         wrong[turn] = Turn(RESPONSE, text)
     return wrong
+
+
+def garble(rng: np.random.Generator, truth: list[Turn]) -> str:
+    """A reply that begins well, or not, and loses itself in digits or repetition."""
+    texts = [turn.text for turn in truth if turn.text] or ["The light goes on."]
+    words = texts[int(rng.integers(len(texts)))].split()
+    start = words[: int(rng.integers(len(words)))]
+    length = int(rng.integers(4, 100))
+    if rng.random() < 0.5:
+        digits = "".join(str(digit) for digit in rng.integers(0, 10, length))
+        return " ".join([*start, digits])
+    loop = words[: int(rng.integers(1, 4))]
+    return " ".join([*start, *(loop * length)[: max(length // 2, 3)]])

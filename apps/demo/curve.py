@@ -34,7 +34,7 @@ def draw_curve(records: list[dict], out: Path) -> None:
 
     figure, (losses, quality) = pyplot.subplots(2, 1, figsize=(7, 6), sharex=True, constrained_layout=True)
     vision = [record for record in records if record["phase"] == "vision"]
-    joint = [record for record in records if record["phase"] in ("joint", "polish")]
+    joint = [record for record in records if record["phase"] in ("joint", "polish", "endurance")]
     runs = [record for record in records if record["phase"] == "evaluation"]
     losses.plot([r["minutes"] for r in vision], [r["total"] for r in vision], color="0.6", label="vision heads (alone)")
     for name, label in (("state", "states"), ("text", "words"), ("events", "event heads")):

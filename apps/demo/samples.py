@@ -5,13 +5,25 @@ Owns the training distribution (lengths, tasks, windows, spoilt histories, pictu
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from apps.demo.conversation import Conversation, spoil, write_conversation
-from apps.demo.labels import COUNT, LIGHT, SILENCE, WHERE, Question, Turn, draw_questions, label_turns
+from apps.demo.conversation import Conversation, garble, spoil, write_conversation
+from apps.demo.labels import (
+    COUNT,
+    LIGHT,
+    RESPONSE,
+    SILENCE,
+    WHERE,
+    Question,
+    Turn,
+    draw_question,
+    draw_questions,
+    label_turns,
+)
 from apps.demo.phrases import COLOURS, GROUNDING, GROUNDING_EACH_QUESTION, KINDS, OBJECTS, SHAPES, TASKS, TSQA
 from apps.demo.render import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Look, Painter, Renderer, add_noise
 from apps.demo.script import Flavour, Script, write_script
@@ -35,15 +47,36 @@ class Mix:
       crowded_grounding: share of grounding streams in which one question soon follows another; in the others one
         question stays in force while much happens that it does not ask for.
       each_grounding: share of grounding streams that ask for the time of every event.
+      cut: share of streams that are cut out of a longer one, as a sliding window does.
+      late: share of streams that start at some later time.
+      latest_s: bound of that time, which is drawn evenly by its logarithm.
+      spoilt: share of streams with some wrong replies in their history.
+      derailed: share of streams whose history begins with replies that another question would have had, or holds
+        replies that are no language at all: what a model that runs for days will say once must not lead it astray.
     """
 
     task_weights: tuple[float, ...] = (0.15, 0.13, 0.13, 0.30, 0.29)
     crowded_grounding: float = 1.0
     each_grounding: float = 0.35
+    cut: float = 0.18
+    late: float = 0.35
+    latest_s: float = 10**4.3
+    spoilt: float = 0.25
+    derailed: float = 0.0
 
 
 WHOLE_MIX = Mix()
 POLISH_MIX = Mix((0.08, 0.08, 0.08, 0.52, 0.24), crowded_grounding=0.25, each_grounding=0.08)
+ENDURANCE_MIX = Mix(
+    (0.24, 0.16, 0.16, 0.24, 0.20),
+    crowded_grounding=0.25,
+    each_grounding=0.08,
+    cut=0.5,
+    late=0.85,
+    latest_s=4e6,
+    spoilt=0.3,
+    derailed=0.3,
+)
 
 
 @dataclass
@@ -160,8 +193,8 @@ def draw_sample(seed: int, turns: int, task: str | None = None, plain: bool = Fa
     """
     rng = np.random.Generator(np.random.PCG64([seed, 11]))
     task = task or str(rng.choice(TASKS, p=mix.task_weights))
-    cut = 0 if plain or rng.random() >= 0.18 else int(rng.integers(3, 20))
-    offset_s = 0 if plain or rng.random() >= 0.35 else int(10 ** rng.uniform(0.5, 4.3))
+    cut = 0 if plain or rng.random() >= mix.cut else int(rng.integers(3, 20))
+    offset_s = 0 if plain or rng.random() >= mix.late else int(10 ** rng.uniform(0.5, math.log10(mix.latest_s)))
     flavour, about = draw_flavour(rng, task)
     if task == TSQA and about != COUNT and rng.random() < 0.35:
         flavour, about = Flavour(move_weight=0.4), COUNT
@@ -181,8 +214,10 @@ def draw_sample(seed: int, turns: int, task: str | None = None, plain: bool = Fa
     window = range(cut, turns + cut)
     truth, texts, unlearned = _cut(script, truth, texts, window)
     said = {}
-    if not plain and rng.random() < 0.25:
+    if not plain and rng.random() < mix.spoilt:
         said = spoil(rng, truth, min(texts, default=0), float(rng.uniform(0.02, 0.2)))
+    if mix.derailed and rng.random() < mix.derailed:
+        said |= _derail(rng, script, truth, texts, offset_s, window)
     talk = write_conversation(truth, texts, offset_s + cut, said, unlearned)
     frames, cells = draw_frames(rng, script, Look(rng), window)
     events, places = event_labels(script, window)
@@ -204,6 +239,22 @@ def _cut(
             if event.first_turn < start <= event.done_turn and truth[event.done_turn].text.startswith("Given event"):
                 unlearned.add(event.done_turn - start)
     return truth[start : window.stop], kept, frozenset(unlearned)
+
+
+def _derail(
+    rng: np.random.Generator, script: Script, truth: list[Turn], texts: dict[int, str], offset_s: int, window: range
+) -> dict[int, Turn]:
+    """Replies of the window's earlier turns to a question that nobody asked, or one or two that are no language."""
+    first = min(texts, default=len(truth))
+    if len(truth) - first < 4:
+        return {}
+    if rng.random() < 0.5:
+        turns = rng.integers(first, len(truth) - 2, int(rng.integers(1, 3)))
+        return {int(turn): Turn(RESPONSE, garble(rng, truth)) for turn in turns}
+    task = str(rng.choice(TASKS))
+    other = label_turns(script, {0: draw_question(rng, script, task, 0)}, offset_s)[window.start : window.stop]
+    last = int(rng.integers(first + 2, len(truth)))
+    return {turn: other[turn] for turn in range(first, last)}
 
 
 def draw_crowd(seed: int) -> tuple[np.ndarray, np.ndarray]:

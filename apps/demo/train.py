@@ -1,7 +1,8 @@
 """Trains the demonstration model: `python -m apps.demo.train`.
 
-Owns the schedule. Two phases: the vision tower alone on crowded pictures, then the whole model on streams. Writes a
-learning curve (JSON lines) and saves the model as it goes.
+Owns the schedule: the vision tower alone on crowded pictures, the whole model on streams, then on those it finds hard,
+then on what comes up in a stream that lasts for days. Writes a learning curve (JSON lines) and saves the model as it
+goes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from apps.demo.metrics import Scores
 from apps.demo.model import FastModel, parameters_of
 from apps.demo.optimizer import Optimizer
 from apps.demo.rollout import run_streams
-from apps.demo.samples import POLISH_MIX, WHOLE_MIX
+from apps.demo.samples import ENDURANCE_MIX, POLISH_MIX, WHOLE_MIX
 from apps.demo.team import Team
 from apps.demo.world import make_stream
 from edge.prompt import IM_END, IMAGE_PAD
@@ -38,7 +39,7 @@ CLOCK = ("draw_s", "forward_s", "backward_s", "wait_s", "update_s")
 class Settings:
     """One phase of training."""
 
-    phase: str  # "vision", "joint" or "polish"
+    phase: str  # one of PHASES
     steps: int
     muon_rate: float
     adam_rate: float
@@ -67,15 +68,17 @@ _LENGTHS = (
 )
 
 
+_MIXES = {"joint": WHOLE_MIX, "polish": POLISH_MIX, "endurance": ENDURANCE_MIX}
+
+
 def plan_of(settings: Settings, step: int) -> Plan:
     """What one worker does in a step."""
     if settings.phase == "vision":
         return Plan(streams=2, turns=12, crowds=32, plain=True)
-    polish = settings.phase == "polish"
-    share = 0.6 if polish else step / settings.steps
+    share = step / settings.steps if settings.phase == "joint" else 0.6
     lengths = [choices for start, choices in _LENGTHS if share >= start][-1]
     streams, turns = lengths[np.random.Generator(np.random.PCG64([settings.seed, step])).integers(len(lengths))]
-    return Plan(streams=streams, turns=turns, plain=share < 0.08, mix=POLISH_MIX if polish else WHOLE_MIX)
+    return Plan(streams=streams, turns=turns, plain=share < 0.08, mix=_MIXES[settings.phase])
 
 
 def vision_losses(model: FastModel, heads: AuxiliaryHeads, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -165,7 +168,7 @@ def worker(rank: int, settings: Settings, parameters, heads, team: Team, out: Pa
 
 
 def _batch_index(settings: Settings, step: int, rank: int) -> int:
-    base = {"vision": 0, "joint": 1_000_000, "polish": 2_000_000}[settings.phase]
+    base = {"vision": 0, "joint": 1_000_000, "polish": 2_000_000, "endurance": 3_000_000}[settings.phase]
     return base + settings.seed * 10_000_000 + step * settings.workers + rank
 
 
@@ -246,35 +249,33 @@ def run_phase(settings: Settings, parameters, heads, out: Path) -> None:
 VISION = Settings("vision", steps=1120, muon_rate=0.02, adam_rate=2e-3, warmup_steps=20, decay_from=0.5)
 JOINT = Settings("joint", steps=3700, muon_rate=0.008, adam_rate=1.5e-3, warmup_steps=60)
 POLISH = Settings("polish", steps=500, muon_rate=0.003, adam_rate=5e-4, decay_from=0.0, thaw_from=0.0)
+ENDURANCE = Settings("endurance", steps=700, muon_rate=0.003, adam_rate=5e-4, decay_from=0.0, thaw_from=2.0)
+PHASES = {settings.phase: settings for settings in (VISION, JOINT, POLISH, ENDURANCE)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demonstration model.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the curve and the states")
-    parser.add_argument("--phase", choices=("vision", "joint", "polish", "all"), default="all")
-    parser.add_argument("--vision-steps", type=int, default=VISION.steps)
-    parser.add_argument("--joint-steps", type=int, default=JOINT.steps)
-    parser.add_argument("--polish-steps", type=int, default=POLISH.steps)
-    parser.add_argument("--resume", action="store_true", help="go on from the joint phase's last saved state")
+    parser.add_argument("--phase", choices=(*PHASES, "all"), default="all", help="starts where the one before ended")
+    parser.add_argument("--steps", type=int, help="of the one phase that is run")
+    parser.add_argument("--resume", action="store_true", help="go on from the phase's own last saved state")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.phase == "all" and (arguments.steps or arguments.resume):
+        parser.error("--steps and --resume need one --phase")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    common = {"workers": arguments.workers, "seed": arguments.seed}
     parameters, heads = initial_parameters(arguments.seed)
-    if arguments.phase in ("vision", "all"):
-        run_phase(replace(VISION, steps=arguments.vision_steps, **common), parameters, heads, arguments.out)
-    elif arguments.phase == "joint":
-        load_state(arguments.out / "vision.pt", parameters, heads)
-    if arguments.phase in ("joint", "all"):
-        settings = replace(JOINT, steps=arguments.joint_steps, **common)
+    names = list(PHASES)
+    chosen = names if arguments.phase == "all" else [arguments.phase]
+    for name in chosen:
+        settings = replace(PHASES[name], workers=arguments.workers, seed=arguments.seed)
+        if arguments.steps:
+            settings = replace(settings, steps=arguments.steps)
         if arguments.resume:
-            settings = replace(settings, first_step=load_state(arguments.out / "joint.pt", parameters, heads))
-        run_phase(settings, parameters, heads, arguments.out)
-    elif arguments.phase == "polish":
-        load_state(arguments.out / "joint.pt", parameters, heads)
-    if arguments.phase in ("polish", "all"):
-        settings = replace(POLISH, steps=arguments.polish_steps, **common)
+            settings = replace(settings, first_step=load_state(arguments.out / f"{name}.pt", parameters, heads))
+        elif name != names[0] and len(chosen) == 1:
+            load_state(arguments.out / f"{names[names.index(name) - 1]}.pt", parameters, heads)
         run_phase(settings, parameters, heads, arguments.out)
 
 
