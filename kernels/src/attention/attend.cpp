@@ -114,12 +114,6 @@ class Task {
     work_.sum = call_.partial.sum + row;
   }
 
-  template <typename Element>
-  RowSource<Element> rows_of(const void* cache, const Tile& tile) const {
-    const size_t head = static_cast<size_t>(head_) * a_.capacity * a_.head_dim;
-    return {static_cast<const Element*>(cache) + head, a_.head_dim, call_.plan.slots + tile.begin, tile.count};
-  }
-
   // Asks for a tile that comes next, while the one at hand is worked on.
   void prefetch(const void* cache, const Tile& tile) const {
     const size_t row_bytes = static_cast<size_t>(a_.head_dim) * (a_.kv_type == STREAMO_KV_INT8 ? 1 : sizeof(float));
@@ -140,7 +134,7 @@ class Task {
     if (a_.kv_type == STREAMO_KV_INT8) {
       pack_int8(tile);
     } else {
-      call_.kernels.pack_keys_float(rows_of<float>(a_.key_cache, tile), a_.head_dim,
+      call_.kernels.pack_keys_float(call_.keys_of<float>(head_, tile), a_.head_dim,
                                     static_cast<float*>(work_.key_panel));
     }
     if (next != nullptr) {
@@ -165,10 +159,7 @@ class Task {
   // How many keys of the tile each row sees; false if all rows see all.
   bool causal(const Tile& tile, int32_t row, int32_t count, int32_t* visible) const {
     if (tile.run != kNewTokens) return false;
-    for (int32_t i = 0; i < count; ++i) {
-      const int32_t token = (begin_ + row + i) / call_.group();
-      visible[i] = std::min(tile.count, token + 1 - tile.first_token);
-    }
+    for (int32_t i = 0; i < count; ++i) visible[i] = call_.visible_to(begin_ + row + i, tile);
     return visible[0] < tile.count;
   }
 
@@ -179,14 +170,14 @@ class Task {
                                tile.count, work_.scores);
     call_.kernels.softmax_float(
         {count, tile.count, visible, work_.scores, {work_.maximum + row, work_.sum + row}, keep});
-    call_.kernels.values_float(work_.scores, keep, count, rows_of<float>(a_.value_cache, tile), a_.head_dim,
+    call_.kernels.values_float(work_.scores, keep, count, call_.values_of<float>(head_, tile), a_.head_dim,
                                work_.sums + at);
   }
 
   void pack_int8(const Tile& tile) {
-    call_.kernels.pack_keys_int8(rows_of<int8_t>(a_.key_cache, tile), a_.head_dim,
+    call_.kernels.pack_keys_int8(call_.keys_of<int8_t>(head_, tile), a_.head_dim,
                                  static_cast<uint8_t*>(work_.key_panel));
-    call_.kernels.pack_values_int8(rows_of<int8_t>(a_.value_cache, tile), a_.head_dim,
+    call_.kernels.pack_values_int8(call_.values_of<int8_t>(head_, tile), a_.head_dim,
                                    static_cast<int8_t*>(work_.value_panel));
     const int32_t* slots = call_.plan.slots + tile.begin;
     const size_t head = static_cast<size_t>(head_) * a_.capacity;

@@ -5,8 +5,8 @@
 #include <cfloat>
 #include <cstring>
 
+#include "attention/call.h"
 #include "attention/query_block.h"
-#include "common/instruction_set.h"
 
 namespace streamo {
 namespace {
@@ -92,14 +92,14 @@ struct Strip {
 
 class FewRowsTask {
  public:
-  FewRowsTask(const AttentionCall& call, const FewRowsKernels& kernels, size_t index, Carve& memory)
+  FewRowsTask(const AttentionCall& call, size_t index, Carve& memory)
       : call_(call),
         a_(call.arguments),
-        kernels_(kernels),
+        kernels_(*call.few_rows),
         head_(static_cast<int32_t>(index) / call.plan.chunks),
         chunk_(static_cast<int32_t>(index) % call.plan.chunks),
         queries_(call, head_, 0, call.plan.rows, memory),
-        workspace_(memory.take<char>(workspace_bytes(call, kernels))) {
+        workspace_(memory.take<char>(workspace_bytes(call))) {
     strip_count_ = (call.plan.rows + kLanes - 1) / kLanes;
     for (int32_t i = 0, begin = 0; i < strip_count_; ++i) {
       strips_[i].begin = begin;
@@ -109,8 +109,8 @@ class FewRowsTask {
     }
   }
 
-  static size_t bytes(const AttentionCall& call, const FewRowsKernels& kernels) {
-    return QueryBlock::bytes(call) + Carve::bytes_of<char>(workspace_bytes(call, kernels)) +
+  static size_t bytes(const AttentionCall& call) {
+    return QueryBlock::bytes(call) + Carve::bytes_of<char>(workspace_bytes(call)) +
            kMostStrips * Strip::bytes(call.arguments.head_dim);
   }
 
@@ -133,16 +133,10 @@ class FewRowsTask {
   }
 
  private:
-  static size_t workspace_bytes(const AttentionCall& call, const FewRowsKernels& kernels) {
+  static size_t workspace_bytes(const AttentionCall& call) {
     const int32_t width = call.arguments.head_dim;
-    return call.arguments.kv_type == STREAMO_KV_INT8 ? kernels.workspace_bytes(width)
+    return call.arguments.kv_type == STREAMO_KV_INT8 ? call.few_rows->workspace_bytes(width)
                                                        : kLanes * kTileKeys * sizeof(float);
-  }
-
-  template <typename Element>
-  RowSource<Element> rows_of(const void* cache, const Tile& tile) const {
-    const size_t head = static_cast<size_t>(head_) * a_.capacity * a_.head_dim;
-    return {static_cast<const Element*>(cache) + head, a_.head_dim, call_.plan.slots + tile.begin, tile.count};
   }
 
   void turn_for(int32_t run) {
@@ -160,28 +154,22 @@ class FewRowsTask {
     }
   }
 
-  // Keys of the tile that row `row` of the block sees.
-  int32_t visible_to(const Tile& tile, int32_t row) const {
-    if (tile.run != kNewTokens) return tile.count;
-    return std::min(tile.count, row / call_.group() + 1 - tile.first_token);
-  }
-
   void attend_int8(const Tile& tile, const Tile* next, const Strip& strip) {
     int32_t visible[kLanes];
     bool all = tile.count == kTileKeys;
     for (int32_t lane = 0; lane < kLanes; ++lane) {
       const int32_t row = std::min(row_of_lane(lane, strip.lanes_a_row()), strip.rows - 1);
-      visible[lane] = visible_to(tile, strip.begin + row);
+      visible[lane] = call_.visible_to(strip.begin + row, tile);
       all = all && visible[lane] == tile.count;
     }
     RowSource<int8_t> next_keys = {}, next_values = {};
     if (next != nullptr) {
-      next_keys = rows_of<int8_t>(a_.key_cache, *next);
-      next_values = rows_of<int8_t>(a_.value_cache, *next);
+      next_keys = call_.keys_of<int8_t>(head_, *next);
+      next_values = call_.values_of<int8_t>(head_, *next);
     }
     const size_t head = static_cast<size_t>(head_) * a_.capacity;
-    kernels_.attend_int8({strip.rows, a_.head_dim, rows_of<int8_t>(a_.key_cache, tile),
-                          rows_of<int8_t>(a_.value_cache, tile), next_keys, next_values,
+    kernels_.attend_int8({strip.rows, a_.head_dim, call_.keys_of<int8_t>(head_, tile),
+                          call_.values_of<int8_t>(head_, tile), next_keys, next_values,
                           a_.key_scales + head, a_.value_scales + head, all ? nullptr : visible, strip.queries,
                           strip.remainder, queries_.offset().count, queries_.offset().index, strip.factors,
                           a_.slot_cos, a_.slot_sin, workspace_, strip.maximum, strip.sum, strip.sums});
@@ -191,16 +179,16 @@ class FewRowsTask {
     float* scores = reinterpret_cast<float*>(workspace_);
     int32_t visible[kLanes];
     float keep[kLanes];
-    for (int32_t row = 0; row < strip.rows; ++row) visible[row] = visible_to(tile, strip.begin + row);
+    for (int32_t row = 0; row < strip.rows; ++row) visible[row] = call_.visible_to(strip.begin + row, tile);
     RowSource<float> next_keys = {}, next_values = {};
     if (next != nullptr) {
-      next_keys = rows_of<float>(a_.key_cache, *next);
-      next_values = rows_of<float>(a_.value_cache, *next);
+      next_keys = call_.keys_of<float>(head_, *next);
+      next_values = call_.values_of<float>(head_, *next);
     }
     kernels_.scores_float(
-        {strip.rows, a_.head_dim, rows_of<float>(a_.key_cache, tile), next_keys, next_values, strip.factors, scores});
+        {strip.rows, a_.head_dim, call_.keys_of<float>(head_, tile), next_keys, next_values, strip.factors, scores});
     call_.kernels.softmax_float({strip.rows, tile.count, visible, scores, {strip.maximum, strip.sum}, keep});
-    call_.kernels.values_float(scores, keep, strip.rows, rows_of<float>(a_.value_cache, tile), a_.head_dim, strip.sums);
+    call_.kernels.values_float(scores, keep, strip.rows, call_.values_of<float>(head_, tile), a_.head_dim, strip.sums);
   }
 
   void write_partial_sums(const Strip& strip) const {
@@ -237,18 +225,10 @@ class FewRowsTask {
 
 }  // namespace
 
-const FewRowsKernels* few_rows_kernels(const AttentionCall& call) {
-  if (call.plan.rows > kMostFewRows) return nullptr;
-#if defined(__x86_64__)
-  if (instruction_set() == InstructionSet::avx512vnni) return &few_rows_avx512;
-#endif
-  return nullptr;
-}
-
-void attend_few_rows(const AttentionCall& call, const FewRowsKernels& kernels, size_t index) {
+void attend_few_rows(const AttentionCall& call, size_t index) {
   thread_local Scratch scratch;
-  Carve memory(scratch.reserve(FewRowsTask::bytes(call, kernels)));
-  FewRowsTask(call, kernels, index, memory).run();
+  Carve memory(scratch.reserve(FewRowsTask::bytes(call)));
+  FewRowsTask(call, index, memory).run();
 }
 
 }  // namespace streamo

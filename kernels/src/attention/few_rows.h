@@ -5,7 +5,7 @@
 // kLanes rows; it knows no runs and no threads.
 #pragma once
 
-#include "attention/call.h"
+#include "attention/kernels.h"
 
 namespace streamo {
 
@@ -61,11 +61,5 @@ struct FewRowsKernels {
 };
 
 extern const FewRowsKernels few_rows_avx512;
-
-// Those for the call's rows and the instruction set in use; NULL where the many-row kernels are better or alone.
-const FewRowsKernels* few_rows_kernels(const AttentionCall& call);
-
-// As `attend`, but always leaves partial sums. May throw std::bad_alloc.
-void attend_few_rows(const AttentionCall& call, const FewRowsKernels& kernels, size_t index);
 
 }  // namespace streamo

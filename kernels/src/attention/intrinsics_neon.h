@@ -79,7 +79,7 @@ struct Neon {
   }
   static void pack_angles(const RowSource<float>& cosines, const RowSource<float>& sines, const int32_t* pairs,
                           int pair_count, int panel_keys, float* out) {
-    pack_angles_plain(cosines, sines, pairs, pair_count, panel_keys, out);
+    PlainPacking::pack_angles(cosines, sines, pairs, pair_count, panel_keys, out);
   }
 
  private:

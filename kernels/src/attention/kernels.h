@@ -58,6 +58,8 @@ struct Int8Softmax {
   float* step;                /* (rows) out: what one unit of the weights is worth */
 };
 
+struct FewRowsKernels;  // few_rows.h
+
 struct AttentionKernels {
   const char* name;
 
@@ -89,6 +91,8 @@ struct AttentionKernels {
   // sums = sums * keep + step * (weights . codes)
   void (*values_int8)(const uint8_t* weights, const float* keep, const float* step, int32_t rows, const int8_t* panel,
                       int32_t count, int32_t head_dim, float* sums);
+
+  const FewRowsKernels* few_rows = nullptr; /* for calls of few query rows, where there are any */
 };
 
 // The table of the instruction set in use.

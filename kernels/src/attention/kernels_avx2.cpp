@@ -6,7 +6,7 @@
 namespace streamo {
 namespace {
 
-struct Avx2 {
+struct Avx2 : PlainPacking {
   static constexpr int width = 8, narrow_width = 8, rows = 6, columns = 2;
   static constexpr int weight_levels = 255, weight_vectors = 1, key_zero_point = 0;
   using F = __m256;
@@ -91,18 +91,6 @@ struct Avx2 {
   static void store_weights(uint8_t* to, F a) {
     const __m128i words = to_words(a);
     _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(words, words));
-  }
-
-  template <typename Element>
-  static void pack_dwords(const RowSource<Element>& rows, int dwords, int panel_keys, uint32_t flip, void* out) {
-    pack_dwords_plain(rows, dwords, panel_keys, flip, out);
-  }
-  static void pack_values(const RowSource<int8_t>& rows, int head_dim, int8_t* out) {
-    pack_values_plain(rows, head_dim, out);
-  }
-  static void pack_angles(const RowSource<float>& cosines, const RowSource<float>& sines, const int32_t* pairs,
-                          int pair_count, int panel_keys, float* out) {
-    pack_angles_plain(cosines, sines, pairs, pair_count, panel_keys, out);
   }
 };
 

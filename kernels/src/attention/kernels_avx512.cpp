@@ -1,4 +1,5 @@
 // Attention's inner kernels for AVX512 with VNNI.
+#include "attention/few_rows.h"
 #include "attention/intrinsics_avx512.h"
 #include "attention/pack_avx512.h"
 #include "attention/tiles.h"
@@ -79,13 +80,13 @@ struct Avx512 {
     if (pairs[pair_count - 1] - pairs[0] == pair_count - 1) {
       pack_angles_avx512(cosines, sines, pairs[0], pair_count, panel_keys, out);
     } else {
-      pack_angles_plain(cosines, sines, pairs, pair_count, panel_keys, out);
+      PlainPacking::pack_angles(cosines, sines, pairs, pair_count, panel_keys, out);
     }
   }
 };
 
 }  // namespace
 
-const AttentionKernels attention_kernels_avx512 = Tiles<Avx512>::table("avx512vnni");
+const AttentionKernels attention_kernels_avx512 = Tiles<Avx512>::table("avx512vnni", &few_rows_avx512);
 
 }  // namespace streamo

@@ -7,7 +7,7 @@
 namespace streamo {
 namespace {
 
-struct Portable {
+struct Portable : PlainPacking {
   static constexpr int width = 4, narrow_width = 4, rows = 2, columns = 2;
   static constexpr int weight_levels = 255, weight_vectors = 1, key_zero_point = 0;
   struct F {
@@ -126,18 +126,6 @@ struct Portable {
     for (int i = 0; i < 4; ++i) {
       to[i] = static_cast<uint8_t>(a.lane[i] > 0.0f ? std::nearbyint(std::min(a.lane[i], 255.0f)) : 0.0f);
     }
-  }
-
-  template <typename Element>
-  static void pack_dwords(const RowSource<Element>& rows, int dwords, int panel_keys, uint32_t flip, void* out) {
-    pack_dwords_plain(rows, dwords, panel_keys, flip, out);
-  }
-  static void pack_values(const RowSource<int8_t>& rows, int head_dim, int8_t* out) {
-    pack_values_plain(rows, head_dim, out);
-  }
-  static void pack_angles(const RowSource<float>& cosines, const RowSource<float>& sines, const int32_t* pairs,
-                          int pair_count, int panel_keys, float* out) {
-    pack_angles_plain(cosines, sines, pairs, pair_count, panel_keys, out);
   }
 };
 

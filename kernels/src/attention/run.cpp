@@ -1,6 +1,5 @@
 // The public entry: validate, append, attend, merge.
 #include <algorithm>
-#include <atomic>
 #include <new>
 
 #include "attention/call.h"
@@ -19,10 +18,10 @@ constexpr int32_t kTokensATask = 8;
 // Memory of one call, in the calling thread's keeping.
 AttentionCall prepare(const streamo_attention& a) {
   thread_local Scratch plan_memory, call_memory;
-  AttentionCall call = {a, attention_kernels(), make_plan(a, plan_memory), nullptr, {}};
+  AttentionCall call = {a, attention_kernels(), make_plan(a, plan_memory), nullptr, nullptr, {}};
   const size_t rows = static_cast<size_t>(a.kv_heads) * call.plan.rows, width = static_cast<size_t>(a.head_dim);
-  const bool merged = call.plan.chunks > 1 || few_rows_kernels(call) != nullptr;
-  const size_t partial_rows = merged ? rows * call.plan.chunks : 0;
+  if (call.plan.rows <= kMostFewRows) call.few_rows = call.kernels.few_rows;
+  const size_t partial_rows = call.merged() ? rows * call.plan.chunks : 0;
   Carve memory(call_memory.reserve(Carve::bytes_of<float>(rows * width) +
                                    Carve::bytes_of<float>(partial_rows * width) +
                                    2 * Carve::bytes_of<float>(partial_rows)));
@@ -58,24 +57,11 @@ streamo_status out_of_memory() { return refuse(STREAMO_OUT_OF_MEMORY, "attention
 streamo_status run(const streamo_attention& arguments, const streamo_threads* threads) {
   const AttentionCall call = prepare(arguments);
   append(call, threads);
-  const FewRowsKernels* few = few_rows_kernels(call);
-  // No exception may leave a task: it would run through a caller's thread.
-  std::atomic<bool> failed{false};
   const size_t tasks =
       static_cast<size_t>(arguments.kv_heads) * call.plan.blocks * static_cast<size_t>(call.plan.chunks);
-  parallel_for(threads, tasks, [&](size_t task) {
-    try {
-      if (few != nullptr) {
-        attend_few_rows(call, *few, task);
-      } else {
-        attend(call, task);
-      }
-    } catch (const std::bad_alloc&) {
-      failed = true;
-    }
-  });
-  if (failed) return out_of_memory();
-  if (call.plan.chunks > 1 || few != nullptr) merge(call, threads);
+  const auto attend_task = call.few_rows != nullptr ? attend_few_rows : attend;
+  if (!try_parallel_for(threads, tasks, [&](size_t task) { attend_task(call, task); })) return out_of_memory();
+  if (call.merged()) merge(call, threads);
   return STREAMO_OK;
 }
 

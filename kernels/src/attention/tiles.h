@@ -8,8 +8,8 @@
 //   weight_levels   the largest 8-bit weight that dot_values takes (255, or 127)
 //   weight_vectors  how many vectors store_weights takes at once; divides a tile's
 //   key_zero_point  what pack adds to key codes (128, or 0)
-// and the functions used below. Packed keys are [panel of width * columns keys][head_dim / 4][keys][4 codes] (int8) and
-// [panel][head_dim][keys] (float); packed values are [keys / 4][head_dim][4 keys].
+// and the functions used below; PlainPacking has those that pack. Packed keys are [panel of width * columns keys]
+// [head_dim / 4][keys][4 codes] (int8) and [panel][head_dim][keys] (float); packed values [keys / 4][head_dim][4 keys].
 #pragma once
 
 #include <math.h>
@@ -21,6 +21,7 @@
 
 #include "attention/exp2_coefficients.h"
 #include "attention/kernels.h"
+#include "attention/pack_plain.h"
 
 namespace streamo {
 namespace {
@@ -57,54 +58,6 @@ inline void in_even_parts(int total, const Body& body) {
     const int size = (total - begin + parts - 1) / parts;
     with_constant<Most>(size, [&](auto constant) { body(begin, constant); });
     begin += size;
-  }
-}
-
-// Dwords of gathered rows, transposed to [panel][dword][key]; keys behind `count` become zero up to the panel's end.
-template <typename Element>
-[[maybe_unused]] inline void pack_dwords_plain(const RowSource<Element>& rows, int dwords, int panel_keys,
-                                               uint32_t flip, void* out) {
-  const int padded = (rows.count + panel_keys - 1) / panel_keys * panel_keys;
-  const size_t step = static_cast<size_t>(panel_keys) * 4;
-  for (int key = 0; key < padded; ++key) {
-    char* column = static_cast<char*>(out) + key / panel_keys * dwords * step + key % panel_keys * 4;
-    const void* row = key < rows.count ? rows.base + rows.slots[key] * rows.stride : nullptr;
-    for (int i = 0; i < dwords; ++i) {
-      uint32_t dword = 0;
-      if (row != nullptr) std::memcpy(&dword, static_cast<const char*>(row) + 4 * i, 4);
-      dword ^= flip;
-      std::memcpy(column + i * step, &dword, 4);
-    }
-  }
-}
-
-// Four rows interleaved by byte: [keys / 4][width][4], keys behind `count` zero.
-[[maybe_unused]] inline void pack_values_plain(const RowSource<int8_t>& rows, int width, int8_t* out) {
-  for (int key = 0; key < rows.count; key += 4) {
-    int8_t* block = out + static_cast<size_t>(key) * width;
-    for (int lane = 0; lane < 4; ++lane) {
-      if (key + lane >= rows.count) {
-        for (int i = 0; i < width; ++i) block[4 * i + lane] = 0;
-        continue;
-      }
-      const int8_t* row = rows.base + rows.slots[key + lane] * rows.stride;
-      for (int i = 0; i < width; ++i) block[4 * i + lane] = row[i];
-    }
-  }
-}
-
-[[maybe_unused]] inline void pack_angles_plain(const RowSource<float>& cosines, const RowSource<float>& sines,
-                                               const int32_t* pairs, int pair_count, int panel_keys, float* out) {
-  const int depth = 2 * pair_count;
-  const int padded = (cosines.count + panel_keys - 1) / panel_keys * panel_keys;
-  for (int key = 0; key < padded; ++key) {
-    float* column = out + static_cast<size_t>(key / panel_keys) * panel_keys * depth + key % panel_keys;
-    const bool real = key < cosines.count;
-    const std::ptrdiff_t row = real ? cosines.slots[key] * cosines.stride : 0;
-    for (int i = 0; i < pair_count; ++i) {
-      column[static_cast<size_t>(i) * panel_keys] = real ? cosines.base[row + pairs[i]] : 0.0f;
-      column[static_cast<size_t>(pair_count + i) * panel_keys] = real ? sines.base[row + pairs[i]] : 0.0f;
-    }
   }
 }
 
@@ -494,9 +447,10 @@ struct Tiles {
     V::pack_angles(cosines, sines, pairs, pair_count, panel_keys, panel);
   }
 
-  static constexpr AttentionKernels table(const char* name) {
+  static constexpr AttentionKernels table(const char* name, const FewRowsKernels* few_rows = nullptr) {
     return {name,          turn,        quantise,         pack_keys_float,  pack_angles, scores_float, softmax_float,
-            values_float,  pack_keys_int8, pack_values_int8, scores_int8, softmax_int8, values_int8};
+            values_float,  pack_keys_int8, pack_values_int8, scores_int8, softmax_int8, values_int8,
+            few_rows};
   }
 };
 

@@ -1,6 +1,5 @@
 // Attention inside the windows of a vision tower: turn everything once, then one task a block of rows of a window.
 #include <algorithm>
-#include <atomic>
 #include <cfloat>
 #include <new>
 
@@ -128,17 +127,11 @@ streamo_status run(const streamo_window_attention& arguments, const streamo_thre
     const size_t begin = task * kRowsATask, end = std::min(begin + kRowsATask, static_cast<size_t>(arguments.rows));
     for (size_t row = begin; row < end; ++row) turn_row(call, row);
   });
-  // No exception may leave a task: it would run through a caller's thread.
-  std::atomic<bool> failed{false};
   const size_t blocks = static_cast<size_t>(call.block_count);
-  parallel_for(threads, static_cast<size_t>(arguments.heads) * blocks, [&](size_t task) {
-    try {
-      attend_block(call, task / blocks, call.blocks[task % blocks]);
-    } catch (const std::bad_alloc&) {
-      failed = true;
-    }
+  const bool done = try_parallel_for(threads, static_cast<size_t>(arguments.heads) * blocks, [&](size_t task) {
+    attend_block(call, task / blocks, call.blocks[task % blocks]);
   });
-  return failed ? out_of_memory() : STREAMO_OK;
+  return done ? STREAMO_OK : out_of_memory();
 }
 
 }  // namespace

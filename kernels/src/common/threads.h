@@ -1,7 +1,9 @@
 // Running tasks on a caller's threads.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <new>
 #include <type_traits>
 
 #include "streamo_kernels.h"
@@ -21,6 +23,21 @@ void parallel_for(const streamo_threads* threads, std::size_t tasks, Body&& body
   threads->run(
       threads->pool, tasks, [](void* context, std::size_t index) { (*static_cast<Callable*>(context))(index); },
       const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+// As `parallel_for`, for bodies that need memory: false if one of them found none. No exception may leave a task, it
+// would run through a caller's thread.
+template <typename Body>
+bool try_parallel_for(const streamo_threads* threads, std::size_t tasks, const Body& body) {
+  std::atomic<bool> done{true};
+  parallel_for(threads, tasks, [&](std::size_t task) {
+    try {
+      body(task);
+    } catch (const std::bad_alloc&) {
+      done = false;
+    }
+  });
+  return done;
 }
 
 }  // namespace streamo

@@ -4,7 +4,6 @@
 // number of threads. Packed codes stream from memory once (once for every `row_limit` rows), the quantised input stays
 // in the second-level cache, and the sums of a tile in the first.
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <new>
 
@@ -224,17 +223,12 @@ streamo_status run_product(Product& product, const streamo_threads* threads) {
   const std::size_t parts = product.parts();
   const std::size_t wanted = tasks_per_thread * static_cast<std::size_t>(std::max(1, thread_count(threads)));
   const std::size_t per_task = std::max<std::size_t>(1, parts / wanted);
-  std::atomic<bool> failed{false};
-  parallel_for(threads, (parts + per_task - 1) / per_task, [&](std::size_t task) {
-    try {
-      void* scratch = task_scratch.reserve(product.task_bytes());
-      const std::size_t end = std::min(parts, (task + 1) * per_task);
-      for (std::size_t part = task * per_task; part < end; ++part) product.run_part(part, scratch);
-    } catch (const std::bad_alloc&) {
-      failed = true;
-    }
+  const bool done = try_parallel_for(threads, (parts + per_task - 1) / per_task, [&](std::size_t task) {
+    void* scratch = task_scratch.reserve(product.task_bytes());
+    const std::size_t end = std::min(parts, (task + 1) * per_task);
+    for (std::size_t part = task * per_task; part < end; ++part) product.run_part(part, scratch);
   });
-  if (failed) return refuse(STREAMO_OUT_OF_MEMORY, "matmul: no memory for %zu bytes a thread", product.task_bytes());
+  if (!done) return refuse(STREAMO_OUT_OF_MEMORY, "matmul: no memory for %zu bytes a thread", product.task_bytes());
   return STREAMO_OK;
 }
 
