@@ -10,6 +10,8 @@
 namespace streamo {
 namespace {
 
+constexpr int32_t kSoftmaxRows = 8;  // as many as the kernels take at once
+
 // Memory of a task, sized for the largest block and tile.
 struct Workspace {
   void *key_panel, *value_panel;
@@ -100,7 +102,9 @@ class Task {
     const int32_t first = chunk_ * call_.plan.chunk_tiles;
     const int32_t last = std::min(first + call_.plan.chunk_tiles, call_.plan.tile_count);
     for (int32_t i = first; i < last; ++i) {
-      attend_to(call_.plan.tiles[i], i + 1 < last ? &call_.plan.tiles[i + 1] : nullptr);
+      next_ = i + 1 < last ? &call_.plan.tiles[i + 1] : nullptr;
+      asked_ = 0;
+      attend_to(call_.plan.tiles[i]);
     }
     if (call_.plan.chunks == 1) write_output();
   }
@@ -114,18 +118,24 @@ class Task {
     work_.sum = call_.partial.sum + row;
   }
 
-  // Asks for a tile that comes next, while the one at hand is worked on.
-  void prefetch(const void* cache, const Tile& tile) const {
-    const size_t row_bytes = static_cast<size_t>(a_.head_dim) * (a_.kv_type == STREAMO_KV_INT8 ? 1 : sizeof(float));
-    const char* head = static_cast<const char*>(cache) + static_cast<size_t>(head_) * a_.capacity * row_bytes;
-    const int32_t* slots = call_.plan.slots + tile.begin;
-    for (int32_t i = 0; i < tile.count; ++i) {
-      const char* row = head + slots[i] * row_bytes;
-      for (size_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(row + byte, 0, 1);
+  // Asks for some of the tile that comes next, each time that `query_rows` of this one are through: more at once than a
+  // core can have under way would make it wait. Inlined always: GCC drops calls of functions that only prefetch.
+  template <typename Element>
+  __attribute__((always_inline)) void ask_ahead(int32_t query_rows) {
+    if (next_ == nullptr) return;
+    const RowSource<Element> keys = call_.keys_of<Element>(head_, *next_);
+    const Element* values = call_.values_of<Element>(head_, *next_).base;
+    const int32_t end = std::min(keys.count, asked_ + (keys.count * query_rows + rows_ - 1) / rows_);
+    for (; asked_ < end; ++asked_) {
+      const std::ptrdiff_t row = keys.slots[asked_] * keys.stride;
+      for (std::ptrdiff_t i = row; i < row + a_.head_dim; i += 64 / static_cast<std::ptrdiff_t>(sizeof(Element))) {
+        __builtin_prefetch(keys.base + i, 0, 2);
+        __builtin_prefetch(values + i, 0, 2);
+      }
     }
   }
 
-  void attend_to(const Tile& tile, const Tile* next) {
+  void attend_to(const Tile& tile) {
     // Rows are token-major: those of tokens before the tile see nothing of it.
     int32_t first_row = 0;
     if (tile.run == kNewTokens) first_row = std::max(0, tile.first_token * call_.group() - begin_);
@@ -136,10 +146,6 @@ class Task {
     } else {
       call_.kernels.pack_keys_float(call_.keys_of<float>(head_, tile), a_.head_dim,
                                     static_cast<float*>(work_.key_panel));
-    }
-    if (next != nullptr) {
-      prefetch(a_.key_cache, *next);
-      prefetch(a_.value_cache, *next);
     }
     // Strips as even as can be: a last one of two rows would waste most of a register tile.
     const int32_t strips = (rows_ - first_row + kStripRows - 1) / kStripRows;
@@ -168,6 +174,7 @@ class Task {
     float keep[kStripRows];
     call_.kernels.scores_float(queries_.rows() + at, count, a_.head_dim, static_cast<const float*>(work_.key_panel),
                                tile.count, work_.scores);
+    ask_ahead<float>(count);
     call_.kernels.softmax_float(
         {count, tile.count, visible, work_.scores, {work_.maximum + row, work_.sum + row}, keep});
     call_.kernels.values_float(work_.scores, keep, count, call_.values_of<float>(head_, tile), a_.head_dim,
@@ -233,7 +240,10 @@ class Task {
     softmax.state = {work_.maximum + row, work_.sum + row};
     softmax.keep = keep;
     softmax.step = step;
-    call_.kernels.softmax_int8(softmax);
+    for (int32_t i = 0; i < count; i += kSoftmaxRows) {
+      call_.kernels.softmax_int8(softmax.part(i, std::min(kSoftmaxRows, count - i)));
+      ask_ahead<int8_t>(kSoftmaxRows);
+    }
     call_.kernels.values_int8(work_.weights, keep, step, count, static_cast<const int8_t*>(work_.value_panel),
                               tile.count, a_.head_dim, work_.sums + at);
   }
@@ -243,6 +253,8 @@ class Task {
   const AttentionCall& call_;
   const streamo_attention& a_;
   int32_t head_, begin_, rows_, chunk_;
+  const Tile* next_ = nullptr; /* the one after that at hand */
+  int32_t asked_ = 0;          /* of its rows */
   Workspace work_;
   QueryBlock queries_;
 };

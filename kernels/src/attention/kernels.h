@@ -56,6 +56,26 @@ struct Int8Softmax {
   RowState state;             /* the maximum is that of the scores plus value_logarithms */
   float* keep;                /* (rows) out, as above */
   float* step;                /* (rows) out: what one unit of the weights is worth */
+
+  // `some` rows of it, from `first` on.
+  Int8Softmax part(int32_t first, int32_t some) const {
+    const std::ptrdiff_t at = std::ptrdiff_t{first} * kTileKeys;
+    Int8Softmax part = *this;
+    part.rows = some;
+    if (visible != nullptr) part.visible += first;
+    part.scores += at;
+    part.query_scales += first;
+    if (corrections != nullptr) {
+      part.corrections += at;
+      part.remainders += at;
+      part.remainder_scales += first;
+    }
+    part.weights += at;
+    part.state = {state.maximum + first, state.sum + first};
+    part.keep += first;
+    part.step += first;
+    return part;
+  }
 };
 
 struct FewRowsKernels;  // few_rows.h
