@@ -88,6 +88,8 @@ struct AttentionKernels {
   void (*turn)(const float* x, const float* cosine, const float* sine, int32_t half, float* out);
   // codes = clamp(round_half_even(x / s), -127, 127) with s = max|x| / 127, which is returned. Bits as above.
   float (*quantise)(const float* x, int32_t width, int8_t* codes);
+  // The same but for the last bit of a quotient, and without divisions: nobody keeps the codes of queries.
+  float (*quantise_queries)(const float* x, int32_t width, int8_t* codes);
 
   // --- float: panel holds kTileKeys * depth floats
   void (*pack_keys_float)(const RowSource<float>& keys, int32_t depth, float* panel);

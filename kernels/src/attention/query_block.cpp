@@ -74,7 +74,7 @@ void QueryBlock::turn_for(int32_t run) {
 
 void QueryBlock::quantise_row(const float* row, size_t index, QueryCodes& to) const {
   int8_t* codes = to.codes + index * width_;
-  to.scales[index] = call_.kernels.quantise(row, width_, codes);
+  to.scales[index] = call_.kernels.quantise_queries(row, width_, codes);
   int32_t sum = 0;
   for (int32_t i = 0; i < width_; ++i) sum += codes[i];
   to.sums[index] = sum;

@@ -90,17 +90,20 @@ struct Tiles {
     }
   }
 
+  // Exact: each quotient is rounded as a division rounds it, before it is rounded to a code.
+  template <bool Exact>
   static float quantise(const float* x, int32_t count, int8_t* codes) {
     F largest = V::zero();
     for (int i = 0; i < count; i += width) largest = V::max(largest, V::abs(V::load(x + i)));
     const float scale = V::reduce_max(largest) / 127.0f;
-    if (!(scale > 0.0f)) {
+    if (!(scale > (Exact ? 0.0f : FLT_MIN))) {
       std::memset(codes, 0, static_cast<size_t>(count));
       return 0.0f;
     }
-    const F divisor = V::set(scale), low = V::set(-127.0f), high = V::set(127.0f);
+    const F factor = V::set(Exact ? scale : 1.0f / scale), low = V::set(-127.0f), high = V::set(127.0f);
     for (int i = 0; i < count; i += width) {
-      V::store_codes(codes + i, V::min(high, V::max(low, V::div(V::load(x + i), divisor))));
+      const F scaled = Exact ? V::div(V::load(x + i), factor) : V::mul(V::load(x + i), factor);
+      V::store_codes(codes + i, V::min(high, V::max(low, scaled)));
     }
     return scale;
   }
@@ -448,9 +451,9 @@ struct Tiles {
   }
 
   static constexpr AttentionKernels table(const char* name, const FewRowsKernels* few_rows = nullptr) {
-    return {name,          turn,        quantise,         pack_keys_float,  pack_angles, scores_float, softmax_float,
-            values_float,  pack_keys_int8, pack_values_int8, scores_int8, softmax_int8, values_int8,
-            few_rows};
+    return {name,           turn,         quantise<true>, quantise<false>, pack_keys_float,  pack_angles,
+            scores_float,   softmax_float, values_float,  pack_keys_int8,  pack_values_int8, scores_int8,
+            softmax_int8,   values_int8,  few_rows};
   }
 };
 
