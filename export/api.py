@@ -17,10 +17,12 @@ from edge.contract import Component, EmbeddingTable, Manifest, TokenIds
 from edge.errors import UsageError
 from edge.preprocess import PreprocessConfig
 from edge.prompt import STREAMO
+from export.adapter import open_adapter
 from export.bundle_writer import BundleWriter
-from export.checkpoint import Checkpoint, open_checkpoint, read_file
+from export.checkpoint import Checkpoint, open_checkpoint
 from export.decoder import build_decoder
 from export.expected import compute_expected, load_expected, save_expected
+from export.merge import with_adapter
 from export.native import NativeOperators, key_offset_name, unsupported
 from export.onnx_writer import GraphBuilder
 from export.parity import require_parity
@@ -30,7 +32,7 @@ from export.reference import require_packages
 from export.stock import Operators
 from export.stream_attention import stream_attention_function
 from export.stream_config import StreamFile, read_preprocess, read_stream_file
-from export.tokens import token_ids
+from export.tokens import read_tokenizer, token_ids
 from export.vision import build_vision
 from export.weight_store import BITS, StoredTensor, WeightFile
 from export.weights import (
@@ -64,6 +66,7 @@ def export_checkpoint(
     progress: Progress | None = None,
     overwrite: bool = False,
     reference: str | Path | None = None,
+    adapter: str | Path | None = None,
 ) -> Manifest:
     """Export a Qwen2.5-VL checkpoint with Streamo's state tokens as a bundle.
 
@@ -79,6 +82,7 @@ def export_checkpoint(
       overwrite: replace an existing bundle.
       reference: a record by `record_reference`, to compare with instead of PyTorch on the spot; with it neither torch
         nor transformers is needed.
+      adapter: a LoRA adapter's folder in PEFT's layout, merged into the checkpoint tensor by tensor.
 
     Returns:
       The manifest that was written.
@@ -96,7 +100,7 @@ def export_checkpoint(
     if block_size not in BLOCK_SIZES:
         raise UsageError(f"Block size {block_size}: expected one of {', '.join(map(str, BLOCK_SIZES))}")
     report = progress or (lambda stage, done, total: None)
-    source = _open(Path(checkpoint_dir))
+    source = _open(Path(checkpoint_dir), adapter)
     checkpoint = source.checkpoint
     precisions, native = _precisions(source, weights, kv, block_size)
     recorded = load_expected(Path(reference), checkpoint, source.probe) if reference else None
@@ -141,14 +145,14 @@ def _key_offset_layers(writer: WeightWriter) -> tuple[int, ...]:
     return tuple(layer for layer in layers if key_offset_name(layer) in writer.stored)
 
 
-def record_reference(checkpoint_dir: str | Path, path: str | Path) -> None:
+def record_reference(checkpoint_dir: str | Path, path: str | Path, adapter: str | Path | None = None) -> None:
     """Write down what PyTorch computes for a checkpoint, so that it can be exported where there is no PyTorch.
 
     Raises:
       CheckpointError: the checkpoint cannot be exported.
       UsageError: torch or transformers is not installed.
     """
-    source = _open(Path(checkpoint_dir))
+    source = _open(Path(checkpoint_dir), adapter)
     save_expected(Path(path), compute_expected(source.checkpoint, source.probe), source.checkpoint, source.probe)
 
 
@@ -165,15 +169,18 @@ class _Source:
     probe: Probe
 
 
-def _open(folder: Path) -> _Source:
+def _open(folder: Path, adapter: str | Path | None) -> _Source:
     checkpoint = open_checkpoint(folder)
-    tokenizer = read_file(folder, contract.TOKENIZER_FILE)
+    merge_notes: list[str] = []
+    if adapter is not None:
+        checkpoint, merge_notes = with_adapter(checkpoint, open_adapter(Path(adapter)))
+    tokenizer = read_tokenizer(checkpoint)
     stream = read_stream_file(checkpoint)
     rows = checkpoint.facts.decoder.vocab_size
     tokens = token_ids(tokenizer, STREAMO, rows, spelled_states=stream.spelled_states)
     preprocess, notes = read_preprocess(checkpoint)
     probe = build_probe(preprocess, tokens, tokenizer)
-    return _Source(checkpoint, tokenizer, tokens, stream, preprocess, notes, probe)
+    return _Source(checkpoint, tokenizer, tokens, stream, preprocess, [*merge_notes, *notes], probe)
 
 
 @dataclass(frozen=True)
@@ -279,6 +286,8 @@ def _provenance(checkpoint: Checkpoint, notes: list[str]) -> dict[str, Any]:
         "parameters": checkpoint.parameters,
         "dtype": checkpoint.dtype,
     }
+    if checkpoint.adapter:
+        source["adapter"] = checkpoint.adapter.provenance()
     return {**source, "notes": notes} if notes else source
 
 

@@ -1,6 +1,7 @@
 """A Hugging Face checkpoint folder: its config, and its tensors by one set of names whatever wrote the files.
 
-Owns names and shapes of the tensors. Does not know graphs, and holds no tensor: each is read when asked for.
+Owns names and shapes of the tensors. Does not know graphs, and holds no tensor: each is read when asked for, with the
+update of an adapter where there is one (see `merge`).
 """
 
 from __future__ import annotations
@@ -8,19 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge.errors import CheckpointError
 from export.config import ModelFacts, facts_from_config
+from export.low_rank import LowRank
 from export.safetensors_file import DTYPE_NAMES, TensorEntry, read_entries, read_raw, to_float32
+
+if TYPE_CHECKING:
+    from export.adapter import Adapter
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 VISUAL = "model.visual."
 TEXT = "model.language_model."
@@ -32,13 +38,21 @@ MAX_LISTED = 5
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint, every tensor present and of the right shape."""
+    """An opened checkpoint, every tensor present and of the right shape.
+
+    Args:
+      entries: by the names of transformers' current model class.
+      updates: of the tensors that an adapter changes, what is added when they are read.
+      adapter: the adapter that `updates`, and some of `entries`, are from.
+    """
 
     folder: Path
     config: dict[str, Any]
     config_sha256: str
     facts: ModelFacts
-    entries: dict[str, TensorEntry]  # by the names of transformers' current model class
+    entries: dict[str, TensorEntry]
+    updates: Mapping[str, LowRank] = field(default_factory=dict)
+    adapter: Adapter | None = None
 
     @property
     def head_name(self) -> str:
@@ -57,15 +71,25 @@ class Checkpoint:
             counts[entry.dtype] = counts.get(entry.dtype, 0) + entry.count
         return DTYPE_NAMES[max(sorted(counts), key=lambda dtype: counts[dtype])]
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold tensors."""
+        files = {entry.path for entry in self.entries.values()}
+        return sorted(files | set(self.adapter.files if self.adapter else []))
+
+    def folder_of(self, name: str) -> Path:
+        """Where a small file lies: in the adapter's folder, if training left one there, else in the checkpoint's."""
+        own = self.adapter is not None and (self.adapter.folder / name).is_file()
+        return self.adapter.folder if own and self.adapter else self.folder
+
     def read(self, name: str) -> np.ndarray:
         """A whole tensor as float32."""
         entry = self.entries[name]
-        return to_float32(read_raw(entry), entry)
+        return self._read_rows(name, 0, entry.shape[0]) if name in self.updates else to_float32(read_raw(entry), entry)
 
     def token_rows(self, first: int, last: int) -> np.ndarray:
         """Embeddings of the tokens `first` to `last`, (last - first, W) float32."""
-        entry = self.entries[EMBEDDING]
-        return to_float32(read_raw(entry, first, last), entry)
+        return self._read_rows(EMBEDDING, first, last)
 
     def head_rows(self, rows_at_a_time: int) -> Iterator[np.ndarray]:
         """The head's rows as float32, `rows_at_a_time` at a time."""
@@ -73,10 +97,40 @@ class Checkpoint:
 
     def rows(self, name: str, rows_at_a_time: int) -> Iterator[np.ndarray]:
         """A tensor's rows as float32, `rows_at_a_time` at a time."""
-        entry = self.entries[name]
-        for first in range(0, entry.shape[0], rows_at_a_time):
-            last = min(first + rows_at_a_time, entry.shape[0])
-            yield to_float32(read_raw(entry, first, last), entry)
+        count = self.entries[name].shape[0]
+        for first in range(0, count, rows_at_a_time):
+            yield self._read_rows(name, first, min(first + rows_at_a_time, count))
+
+    def columns(self, name: str) -> ColumnReader:
+        """A matrix (N, K), to be read some columns at a time."""
+        return ColumnReader(self, name)
+
+    def _read_rows(self, name: str, first: int, last: int) -> np.ndarray:
+        entry, update = self.entries[name], self.updates.get(name)
+        if update is None:
+            return to_float32(read_raw(entry, first, last), entry)
+        return update.opened().rows(entry, first, last)
+
+
+class ColumnReader:
+    """A matrix (N, K) that is held while its columns are read, as stored where that is smaller than float32.
+
+    The file is read at the first use, so that a reader that is not used costs nothing.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+        self._entry = checkpoint.entries[name]
+        self._update = checkpoint.updates.get(name)
+        self._held: np.ndarray | None = None
+        self.shape = self._entry.shape
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Columns `first` to `last`, (N, last - first) float32."""
+        if self._held is None:
+            entry, update = self._entry, self._update
+            self._held = read_raw(entry) if update is None else update.opened().rows(entry, 0, entry.shape[0])
+        part = self._held[:, first:last]
+        return to_float32(part, self._entry) if self._update is None else part
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -98,6 +152,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def _open(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointError(f"Checkpoint `{folder}` is not a folder", hint="Give the folder that holds `config.json`")
+    if (folder / ADAPTER_CONFIG_FILE).is_file() and not any(folder.glob("model*.safetensors")):
+        raise _an_adapter(folder)
     config_bytes = read_file(folder, "config.json")
     config = parse_json("config.json", config_bytes)
     facts_from_config(config)  # another architecture is refused by name, not by its tensors
@@ -178,12 +234,31 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def named_base(folder: Path) -> str | None:
+    """The base model that an adapter's config names, if it does."""
+    try:
+        name = json.loads((folder / ADAPTER_CONFIG_FILE).read_bytes()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return name if isinstance(name, str) and name else None
+
+
+def _an_adapter(folder: Path) -> CheckpointError:
+    base = named_base(folder)
+    return CheckpointError(
+        f"`{folder}` holds a LoRA adapter (`{ADAPTER_CONFIG_FILE}`), not a whole model",
+        hint=f"Give its base model{f' ({base})' if base else ''} as CHECKPOINT, and `--adapter {folder}`",
+    )
+
+
 def _no_weights(folder: Path) -> CheckpointError:
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         return CheckpointError(
             f"`{pickles[0]}` is a pickle, which can run code when opened; expected `{SINGLE_FILE}`",
-            hint="Save the model again with `model.save_pretrained(folder, safe_serialization=True)`",
+            hint='python -c "from transformers import Qwen2_5_VLForConditionalGeneration as M; M.from_pretrained('
+            f"'{folder}', torch_dtype='auto').save_pretrained('{folder}-safetensors')\", then copy "
+            "`tokenizer.json` and `preprocessor_config.json` there",
         )
     return CheckpointError(
         f"Checkpoint `{folder}` has neither `{SINGLE_FILE}` nor `{INDEX_FILE}`",
@@ -235,7 +310,7 @@ def _check_tensors(entries: dict[str, TensorEntry], expected: dict[str, tuple[in
     if missing:
         raise CheckpointError(
             f"The checkpoint lacks {len(missing)} of {len(expected)} tensors: {_listed(missing)}",
-            hint="Copy every shard; an adapter (LoRA) must be merged into its base model first",
+            hint="Copy every shard",
         )
     wrong = [
         f"`{name}` expected {list(shape)}, found {list(entries[name].shape)}"
@@ -251,7 +326,7 @@ def _check_tensors(entries: dict[str, TensorEntry], expected: dict[str, tuple[in
     if extra:
         raise CheckpointError(
             f"The checkpoint has {len(extra)} tensors that the architecture does not know: {_listed(extra)}",
-            hint="Check that `config.json` belongs to these weights; merge adapters first",
+            hint="Check that `config.json` belongs to these weights; an adapter is given as `--adapter DIR`",
         )
 
 

@@ -78,7 +78,9 @@ def load_expected(path: Path, checkpoint: Checkpoint, probe: Probe) -> Expected:
 def _made_from(checkpoint: Checkpoint, probe: Probe) -> str:
     """A digest of the checkpoint's config and weight files and of the probe's tokens and pixels."""
     digest = hashlib.sha256(checkpoint.config_sha256.encode())
-    for path in sorted({entry.path for entry in checkpoint.entries.values()}):
+    if checkpoint.adapter:
+        digest.update(checkpoint.adapter.config_sha256.encode())
+    for path in checkpoint.files:
         with path.open("rb") as file:
             while piece := file.read(READ_BYTES):
                 digest.update(piece)

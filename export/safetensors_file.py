@@ -139,12 +139,21 @@ def to_float32(raw: np.ndarray, entry: TensorEntry) -> np.ndarray:
         values = values.view(np.float32)
     else:
         values = raw.astype(np.float32)
+    require_finite(values, f"Tensor `{entry.name}`")
+    return values
+
+
+def require_finite(values: np.ndarray, subject: str) -> None:
+    """Refuse values (float32) that are infinite or not a number.
+
+    Raises:
+      CheckpointError: `subject` holds so many of them.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         suspicious = not np.isfinite(values.sum())
     if suspicious and not np.isfinite(values).all():
         count = int(values.size - np.isfinite(values).sum())
         raise CheckpointError(
-            f"Tensor `{entry.name}` holds {count} values that are infinite or not a number",
+            f"{subject} holds {count} values that are infinite or not a number",
             hint="Training diverged or the file is damaged; take an earlier checkpoint",
         )
-    return values

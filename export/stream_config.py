@@ -37,7 +37,7 @@ def read_preprocess(checkpoint: Checkpoint) -> tuple[PreprocessConfig, list[str]
       CheckpointError: the file is missing, contradicts `config.json`, or holds no usable values.
     """
     facts = checkpoint.facts
-    values = parse_json(PREPROCESSOR_FILE, read_file(checkpoint.folder, PREPROCESSOR_FILE))
+    values = parse_json(PREPROCESSOR_FILE, read_file(checkpoint.folder_of(PREPROCESSOR_FILE), PREPROCESSOR_FILE))
     sizes = {"patch_size": facts.patch_size, "merge_size": facts.merge_size}
     for key, value in {**sizes, "temporal_patch_size": facts.temporal_patch_size}.items():
         found = values.get(key, value)
@@ -74,9 +74,10 @@ def read_stream_file(checkpoint: Checkpoint) -> StreamFile:
     Raises:
       CheckpointError: it has an unknown key or a value of the wrong kind.
     """
-    if not (checkpoint.folder / STREAM_FILE).exists():
+    folder = checkpoint.folder_of(STREAM_FILE)
+    if not (folder / STREAM_FILE).exists():
         return StreamFile(StreamDefaults())
-    values = parse_json(STREAM_FILE, read_file(checkpoint.folder, STREAM_FILE))
+    values = parse_json(STREAM_FILE, read_file(folder, STREAM_FILE))
     spelled = values.pop("spelled_states", False)
     _expect(isinstance(spelled, bool), STREAM_FILE, "spelled_states", "true or false", spelled)
     for key, value in values.items():

@@ -1,18 +1,57 @@
 """Token ids that the stream protocol needs, found by name in `tokenizer.json`.
 
-Owns the look-up. Does not tokenise conversations (see `edge.tokenizer`).
+Owns the look-up, and the tokens that training added without leaving a tokenizer. Does not tokenise conversations (see
+`edge.tokenizer`).
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from typing import Any
 
 from edge.contract import TOKENIZER_FILE, TokenIds
 from edge.errors import CheckpointError
 from edge.prompt import END_OF_TEXT, IM_END, IMAGE_PAD, Protocol
-from export.checkpoint import parse_json
+from export.checkpoint import Checkpoint, parse_json, read_file
+
+TRAINING_FILE = "args.json"
+"""Where ms-swift leaves the options of a training, beside an adapter too."""
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> bytes:
+    """Content of the tokenizer file, with the tokens that training added.
+
+    ms-swift leaves no tokenizer beside an adapter, only the names of the added tokens; they have the ids that follow
+    the base tokenizer's, as transformers gives them.
+
+    Raises:
+      CheckpointError: a file is missing or is not what its name says.
+    """
+    folder = checkpoint.folder_of(TOKENIZER_FILE)
+    content = read_file(folder, TOKENIZER_FILE)
+    adapter = checkpoint.adapter
+    if adapter is None or folder == adapter.folder or not (adapter.folder / TRAINING_FILE).is_file():
+        return content
+    added = parse_json(TRAINING_FILE, read_file(adapter.folder, TRAINING_FILE)).get("new_special_tokens") or []
+    if not isinstance(added, list) or not all(isinstance(text, str) for text in added):
+        raise CheckpointError(f"`{TRAINING_FILE}` key `new_special_tokens`: expected a list of texts, found {added!r}")
+    return with_special_tokens(content, added)
+
+
+def with_special_tokens(tokenizer_json: bytes, texts: list[str]) -> bytes:
+    """The tokenizer file with special tokens added behind the others; those that it has stay as they are."""
+    document = parse_json(TOKENIZER_FILE, tokenizer_json)
+    ids = _names(document)
+    missing = [text for text in dict.fromkeys(texts) if text not in ids]
+    if not missing:
+        return tokenizer_json
+    first = max(ids.values(), default=-1) + 1
+    form = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = document.get("added_tokens") or []
+    new = [{"id": first + place, "content": text, **form} for place, text in enumerate(missing)]
+    return json.dumps({**document, "added_tokens": [*added, *new]}, ensure_ascii=False, indent=2).encode()
 
 
 def token_ids(tokenizer_json: bytes, protocol: Protocol, rows: int, *, spelled_states: bool = False) -> TokenIds:

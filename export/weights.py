@@ -15,7 +15,6 @@ from export.checkpoint import EMBEDDING, HEAD, TEXT, VISUAL, Checkpoint
 from export.key_offset import key_offset
 from export.native import key_offset_name
 from export.quantize import block_for, pack_int4, padded_width, quantize_blocks
-from export.safetensors_file import read_raw, to_float32
 from export.weight_store import Columns, StoredTensor, WeightFile
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "int8", "int4": "int4"}
@@ -106,18 +105,16 @@ class WeightWriter:
 
 
 class _Columns:
-    """Tensors (N_i, K), read whole as stored and handed out transposed, some of K at a time, filled up with zeros."""
+    """Tensors (N_i, K), held as stored and handed out transposed, some of K at a time, filled up with zeros."""
 
     def __init__(self, checkpoint: Checkpoint, sources: list[str], rows: int | None, width: int | None) -> None:
-        self._parts = []
+        self._parts = [checkpoint.columns(source) for source in sources]
         self.firsts: list[int] = []  # where each tensor's columns start
         self.n = 0
-        for source in sources:
-            entry = checkpoint.entries[source]
-            self._parts.append((read_raw(entry), entry))
+        for part in self._parts:
             self.firsts.append(self.n)
-            self.n += width or entry.shape[0]
-        self._own_k = self._parts[0][0].shape[1]
+            self.n += width or part.shape[0]
+        self._own_k = self._parts[0].shape[1]
         self.k = rows or self._own_k
 
     def pieces(self, multiple: int) -> Iterator[np.ndarray]:
@@ -126,8 +123,8 @@ class _Columns:
         for first in range(0, self.k, rows):
             own = max(0, min(rows, self._own_k - first))
             piece = np.zeros((min(rows, self.k - first), self.n), np.float32)
-            for (raw, entry), column in zip(self._parts, self.firsts, strict=True):
-                values = to_float32(raw[:, first : first + own], entry)
+            for part, column in zip(self._parts, self.firsts, strict=True):
+                values = part.read(first, first + own)
                 piece[:own, column : column + len(values)] = values.T
             yield piece
 

@@ -12,6 +12,9 @@ from apps.cli.inspect import print_parity
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="Hugging Face folder of a Qwen2.5-VL architecture")
     parser.add_argument("-o", "--output", metavar="BUNDLE", required=True, help="folder to write")
+    parser.add_argument(
+        "--adapter", metavar="DIR", help="LoRA adapter (PEFT's or ms-swift's folder) to merge into CHECKPOINT"
+    )
     parser.add_argument("--weights", choices=WEIGHTS, default="fp32", help="default fp32")
     parser.add_argument("--kv", choices=KV, help="of the KV cache; default int8 with int8 or int4 weights, else fp32")
     parser.add_argument("--allow-mismatch", action="store_true", help="write the bundle even when parity fails")
@@ -32,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
                 allow_mismatch=args.allow_mismatch,
                 progress=progress,
                 overwrite=args.force,
+                adapter=args.adapter,
             )
     file = console.report_stream(args.json)
     print_parity(manifest.parity, file)
