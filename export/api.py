@@ -29,6 +29,7 @@ from export.parity import require_parity
 from export.probe import Probe, build_probe
 from export.proof import Written, prove
 from export.reference import require_packages
+from export.resume import resume_key
 from export.stock import Operators
 from export.stream_attention import stream_attention_function
 from export.stream_config import StreamFile, read_preprocess, read_stream_file
@@ -38,6 +39,7 @@ from export.weight_store import BITS, StoredTensor, WeightFile
 from export.weights import (
     PRECISIONS,
     QUANTIZED,
+    Step,
     WeightWriter,
     vision_precision,
     write_decoder,
@@ -106,7 +108,10 @@ def export_checkpoint(
     recorded = load_expected(Path(reference), checkpoint, source.probe) if reference else None
     if recorded is None:
         require_packages()
-    with BundleWriter(Path(bundle_dir), _estimate_bytes(checkpoint, weights), overwrite=overwrite) as bundle:
+    options = {"weights": weights, "block_size": block_size, "kv_dtypes": precisions.kv_dtypes}
+    key = resume_key(checkpoint, {contract.TOKENIZER_FILE: source.tokenizer}, options)
+    needed_bytes = _estimate_bytes(checkpoint, weights)
+    with BundleWriter(Path(bundle_dir), needed_bytes, overwrite=overwrite, key=key) as bundle:
         bundle.add(contract.TOKENIZER_FILE, source.tokenizer)
         embedding = _write_embeddings(bundle, checkpoint, weights, report)
         vision, vision_writer = _write_vision(bundle, checkpoint, weights, block_size, native, report)
@@ -210,7 +215,7 @@ def _precisions(source: _Source, weights: str, kv: str | None, block: int) -> tu
 
 def _write_embeddings(bundle: BundleWriter, checkpoint: Checkpoint, weights: str, report: Progress) -> StoredTensor:
     report("embeddings", 0, 1)
-    with WeightFile(bundle.folder / contract.EMBEDDING_FILE) as file:
+    with bundle.weight_file(contract.EMBEDDING_FILE) as file:
         writer = WeightWriter(checkpoint, file)
         write_embeddings(writer, weights)
     bundle.record(contract.EMBEDDING_FILE, file.facts())
@@ -221,9 +226,9 @@ def _write_embeddings(bundle: BundleWriter, checkpoint: Checkpoint, weights: str
 def _write_vision(
     bundle: BundleWriter, checkpoint: Checkpoint, weights: str, block: int, native: Operators | None, report: Progress
 ) -> tuple[Component, WeightWriter]:
-    with WeightFile(bundle.folder / VISION_DATA) as file:
+    with bundle.weight_file(VISION_DATA) as file:
         writer = WeightWriter(checkpoint, file, block)
-        write_vision(writer, weights, partial(report, "vision"))
+        write_vision(writer, weights, _marking(file, partial(report, "vision")))
     bundle.record(VISION_DATA, file.facts())
     build = partial(build_vision, checkpoint.facts, writer.stored)
     builder = build()
@@ -244,9 +249,10 @@ def _write_decoder(
     report: Progress,
 ) -> tuple[Component, WeightWriter]:
     facts = checkpoint.facts.decoder
-    with WeightFile(bundle.folder / DECODER_DATA) as file:
+    with bundle.weight_file(DECODER_DATA) as file:
         writer = WeightWriter(checkpoint, file, precisions.block)
-        write_decoder(writer, precisions.weights, embedding, precisions.kv_dtypes, partial(report, "decoder"))
+        step = _marking(file, partial(report, "decoder"))
+        write_decoder(writer, precisions.weights, embedding, precisions.kv_dtypes, step)
     bundle.record(DECODER_DATA, file.facts())
     build = partial(build_decoder, facts, writer.stored)
     builder = build()
@@ -256,6 +262,16 @@ def _write_decoder(
         return component, writer
     bundle.add(contract.NATIVE_DECODER_FILE, build(operators=native).serialize("decoder", PRODUCER))
     return replace(component, native_file=contract.NATIVE_DECODER_FILE), writer
+
+
+def _marking(file: WeightFile, report: Step) -> Step:
+    """`report`, and what is finished by then need not be done again after an interruption."""
+
+    def step(done: int, total: int) -> None:
+        file.mark()
+        report(done, total)
+
+    return step
 
 
 def _two(shape: tuple[int, ...]) -> tuple[int, int]:

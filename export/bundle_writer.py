@@ -1,12 +1,12 @@
 """A bundle folder that appears whole or not at all.
 
-Owns the temporary folder, the hashes and the rename. Does not know what the files mean.
+Owns the hashes and the rename; the folder that is written into until then is `partial`'s. Does not know what the files
+mean.
 """
 
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -16,6 +16,9 @@ from types import TracebackType
 
 from edge.contract import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileFacts, Manifest, manifest_to_json
 from edge.errors import OutputError
+from export.partial import PartialFolder, left_behind_bytes
+from export.resume import Journal
+from export.weight_store import WeightFile
 
 SPARE_BYTES = 64 << 20
 SCHEMAS = "streamo.bundle/"
@@ -25,23 +28,26 @@ SCHEMAS = "streamo.bundle/"
 class BundleWriter:
     """Collects files in a sibling folder; `publish` gives it the bundle's name. Use as a context manager.
 
+    An interruption leaves the folder where finished tensors are in it, any other failure removes it.
+
     Args:
       target: the bundle's folder. It must not exist, unless it is empty, or `overwrite` and it is a bundle that holds
         nothing but its own files.
       needed_bytes: what will be written, for the check of free space.
+      key: of the inputs, see `resume`; what an export with the same key left behind is gone on with.
 
     Raises:
       OutputError: the folder cannot be created or must not be replaced, or the disk is too full.
     """
 
-    def __init__(self, target: Path, needed_bytes: int, *, overwrite: bool = False) -> None:
+    def __init__(self, target: Path, needed_bytes: int, *, overwrite: bool = False, key: str | None = None) -> None:
         self.files: dict[str, FileFacts] = {}
         self._overwrite = overwrite
+        self._key = key or str(os.getpid())
         try:
             self.target = Path(os.path.realpath(target))  # a link's own name must not be taken for the folder's
             if not self.target.name:
                 raise OutputError(f"`{self.target}` cannot become a bundle", hint="Choose a folder that does not exist")
-            self.folder = self.target.with_name(f".{self.target.name}.partial-{os.getpid()}")
             self._check_target()
             self._check_space(needed_bytes)
         except (OSError, ValueError) as error:
@@ -49,8 +55,11 @@ class BundleWriter:
 
     def __enter__(self) -> BundleWriter:
         try:
-            self._remove_abandoned()
-            self.folder.mkdir(parents=True)
+            self._partial = PartialFolder(self.target, self._key)
+            self._partial.remove_abandoned()
+            self.folder = self._partial.path
+            self._journal = Journal(self.folder)
+            self._journal.remove_others()
         except OSError as error:
             raise _cannot_write(self.target, error) from None
         return self
@@ -58,9 +67,19 @@ class BundleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
+        self._partial.release(keep=interrupted and self._journal.bytes > 0)
         if isinstance(error, OSError):
             raise _cannot_write(self.target, error) from None
+
+    @property
+    def finished_bytes(self) -> int:
+        """Bytes of data that are finished, found there or written."""
+        return self._journal.bytes
+
+    def weight_file(self, name: str) -> WeightFile:
+        """A data file, behind what an interrupted export finished of it."""
+        return WeightFile(self.folder / name, self._journal)
 
     def add(self, name: str, content: bytes) -> None:
         """Write a small file."""
@@ -81,6 +100,7 @@ class BundleWriter:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        self._journal.remove()
         _sync_folder(self.folder)
         replaced = self.folder.with_name(self.folder.name + ".replaced")
         self._check_target()  # an export takes minutes; something may have been put there meanwhile
@@ -121,20 +141,13 @@ class BundleWriter:
         parent = self.target.parent
         while not parent.exists():
             parent = parent.parent
-        free = shutil.disk_usage(parent).free
+        free = shutil.disk_usage(parent).free + left_behind_bytes(self.target)
         if free < needed_bytes + SPARE_BYTES:
             raise OutputError(
                 f"The bundle takes {(needed_bytes + SPARE_BYTES) / 1e6:.0f} MB, `{parent}` has {free / 1e6:.0f} MB "
                 "free",
                 hint="Free some space, choose another disk, or export with `--weights int4`",
             )
-
-    def _remove_abandoned(self) -> None:
-        """Remove what an export that was killed left behind."""
-        for leftover in self.target.parent.glob(f".{glob.escape(self.target.name)}.partial-*"):
-            process = leftover.name.partition(".partial-")[2].split(".")[0]
-            if process.isdigit() and (int(process) == os.getpid() or not _runs(int(process))):
-                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _bundle_files(folder: Path) -> set[str] | None:
@@ -148,16 +161,6 @@ def _bundle_files(folder: Path) -> set[str] | None:
     if not isinstance(schema, str) or not schema.startswith(SCHEMAS) or not isinstance(files, dict):
         return None
     return {MANIFEST_FILE, *files}
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Weights on their way to disk: appended to an external-data file piece by piece, and found again by name.
 
-Owns offsets, alignment and hashes. Knows neither what a weight is for nor the graph that will read it.
+Owns offsets, alignment and hashes, and the going on behind what an interrupted export finished. Knows neither what a
+weight is for nor the graph that will read it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +18,9 @@ from types import TracebackType
 import numpy as np
 
 from edge.contract import FileFacts
+from export.resume import Journal, Kind
 
+READ_BYTES = 8 << 20
 PAGE_BYTES = 4096
 LARGE_BYTES = 1 << 16
 VECTOR_BYTES = 64
@@ -55,13 +59,22 @@ def stored_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 class WeightFile:
-    """An external-data file that is being written. Use as a context manager; it is synced to disk on leaving."""
+    """An external-data file that is being written. Use as a context manager; it is synced to disk on leaving.
 
-    def __init__(self, path: Path) -> None:
+    Tensors are appended in one fixed order. Those that a `journal` knows to be finished are not computed again: their
+    pieces are not asked for.
+    """
+
+    def __init__(self, path: Path, journal: Journal | None = None) -> None:
         self.path = path
         self.bytes = 0
         self._hash = hashlib.sha256()
-        self._file = path.open("wb")
+        self._journal = journal
+        self._kinds: list[Kind] = []  # of the tensors since the last mark
+        self._found: list[Kind] = []  # of those that were in the file already, as far as they were appended again
+        self._finished: list[Kind] = []  # of those that are in the file already and will be appended next
+        self._file = path.open("r+b" if path.is_file() else "w+b")
+        self._take_up(path.name)
 
     def __enter__(self) -> WeightFile:
         return self
@@ -71,10 +84,12 @@ class WeightFile:
     ) -> None:
         try:
             if kind is None:
+                self.mark()
                 self._file.flush()
                 os.fsync(self._file.fileno())
         finally:
-            self._file.close()
+            with suppress(OSError):  # what is still buffered finds no room on a full disk
+                self._file.close()
 
     def append(self, dtype: str, shape: tuple[int, ...], pieces: Iterable[np.ndarray]) -> StoredTensor:
         """Write one tensor, given as arrays that follow one another in memory order.
@@ -84,6 +99,13 @@ class WeightFile:
         """
         length = stored_bytes(dtype, shape)
         step = PAGE_BYTES if length >= LARGE_BYTES else VECTOR_BYTES
+        if self._finished and self._finished[0] != (dtype, shape):
+            self._leave_the_rest()
+        if self._finished:
+            self._found.append(self._finished.pop(0))
+            offset = self.bytes + -self.bytes % step
+            self.bytes = offset + length
+            return StoredTensor(self.path.name, offset, length, dtype, shape)
         self._write(bytes(-self.bytes % step))
         offset = self.bytes
         for piece in pieces:
@@ -91,11 +113,49 @@ class WeightFile:
         if self.bytes - offset != length:
             given = self.bytes - offset
             raise ValueError(f"a {dtype} tensor of shape {shape} takes {length} bytes, {given} were given")
+        self._kinds.append((dtype, shape))
         return StoredTensor(self.path.name, offset, length, dtype, shape)
+
+    def mark(self) -> None:
+        """The tensors so far are one group that need not be written again after an interruption."""
+        if self._journal is None or not self._kinds:
+            return
+        self._file.flush()
+        self._journal.record(self.path.name, tuple(self._kinds), self.bytes, self._hash.copy().hexdigest())
+        self._kinds = []
 
     def facts(self) -> FileFacts:
         """Size and hash of what has been written."""
         return FileFacts(self.bytes, self._hash.hexdigest())
+
+    def _take_up(self, name: str) -> None:
+        """Go on behind what the journal says is finished, if the file still holds it."""
+        finished = self._journal.finished(name) if self._journal else None
+        if finished and self._journal:
+            self._cut(finished.bytes)
+            if self._hash.hexdigest() == finished.sha256:
+                self._finished = list(finished.kinds)
+                self.bytes = 0  # counted again as the tensors are appended
+                return
+            self._journal.forget(name)
+        self._cut(0)
+
+    def _leave_the_rest(self) -> None:
+        """What was found goes on with another tensor than is appended now."""
+        if self._journal:
+            self._journal.forget(self.path.name)
+        self._kinds = self._found
+        self._cut(self.bytes)
+
+    def _cut(self, length: int) -> None:
+        """Keep the first `length` bytes, and write on behind them."""
+        self._hash, self.bytes, self._finished = hashlib.sha256(), 0, []
+        self._file.seek(0)
+        while self.bytes < length and (piece := self._file.read(min(READ_BYTES, length - self.bytes))):
+            self._hash.update(piece)
+            self.bytes += len(piece)
+        self._file.seek(self.bytes)
+        self._file.truncate()
 
     def _write(self, content: bytes | memoryview) -> None:
         self._file.write(content)
