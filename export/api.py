@@ -22,20 +22,22 @@ from export.bundle_writer import BundleWriter
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.decoder import build_decoder
 from export.expected import compute_expected, load_expected, save_expected
+from export.known_hashes import check_files, known_hash
 from export.merge import with_adapter
 from export.native import NativeOperators, key_offset_name, unsupported
 from export.onnx_writer import GraphBuilder
 from export.parity import require_parity
+from export.preflight import Preflight, bundle_bytes, disk_free_bytes, memory_bytes
 from export.probe import Probe, build_probe
 from export.proof import Written, prove
 from export.reference import require_packages
 from export.resume import resume_key
 from export.stock import Operators
 from export.stream_attention import stream_attention_function
-from export.stream_config import StreamFile, read_preprocess, read_stream_file
+from export.stream_config import PREPROCESSOR_FILE, StreamFile, read_preprocess, read_stream_file
 from export.tokens import read_tokenizer, token_ids
 from export.vision import build_vision
-from export.weight_store import BITS, StoredTensor, WeightFile
+from export.weight_store import StoredTensor, WeightFile
 from export.weights import (
     PRECISIONS,
     QUANTIZED,
@@ -48,7 +50,8 @@ from export.weights import (
 )
 
 Progress = Callable[[str, int, int], None]
-"""Called as the export goes on: (stage, done, total). Stages: embeddings, vision, decoder, parity."""
+"""Called as the export goes on: (stage, done, total). Stages: hashes (where some are known), embeddings, vision,
+decoder, parity."""
 
 VISION_DATA = "vision.data"
 DECODER_DATA = "decoder.data"
@@ -95,12 +98,7 @@ def export_checkpoint(
       OutputError: the bundle cannot be written.
       UsageError: an argument is not usable.
     """
-    if weights not in PRECISIONS:
-        raise UsageError(f"Weights {weights!r}: expected one of {', '.join(PRECISIONS)}")
-    if kv not in (None, *KV_DTYPES):
-        raise UsageError(f"KV cache {kv!r}: expected one of {', '.join(KV_DTYPES)}")
-    if block_size not in BLOCK_SIZES:
-        raise UsageError(f"Block size {block_size}: expected one of {', '.join(map(str, BLOCK_SIZES))}")
+    _check_arguments(weights, kv, block_size)
     report = progress or (lambda stage, done, total: None)
     source = _open(Path(checkpoint_dir), adapter)
     checkpoint = source.checkpoint
@@ -110,8 +108,9 @@ def export_checkpoint(
         require_packages()
     options = {"weights": weights, "block_size": block_size, "kv_dtypes": precisions.kv_dtypes}
     key = resume_key(checkpoint, {contract.TOKENIZER_FILE: source.tokenizer}, options)
-    needed_bytes = _estimate_bytes(checkpoint, weights)
+    needed_bytes = bundle_bytes(checkpoint, weights, block_size)
     with BundleWriter(Path(bundle_dir), needed_bytes, overwrite=overwrite, key=key) as bundle:
+        check_files(_input_files(checkpoint), partial(report, "hashes"))
         bundle.add(contract.TOKENIZER_FILE, source.tokenizer)
         embedding = _write_embeddings(bundle, checkpoint, weights, report)
         vision, vision_writer = _write_vision(bundle, checkpoint, weights, block_size, native, report)
@@ -143,6 +142,48 @@ def export_checkpoint(
         )
         bundle.publish(manifest)
     return manifest
+
+
+def _check_arguments(weights: str, kv: str | None, block_size: int) -> None:
+    if weights not in PRECISIONS:
+        raise UsageError(f"Weights {weights!r}: expected one of {', '.join(PRECISIONS)}")
+    if kv not in (None, *KV_DTYPES):
+        raise UsageError(f"KV cache {kv!r}: expected one of {', '.join(KV_DTYPES)}")
+    if block_size not in BLOCK_SIZES:
+        raise UsageError(f"Block size {block_size}: expected one of {', '.join(map(str, BLOCK_SIZES))}")
+
+
+def preflight(
+    checkpoint_dir: str | Path,
+    bundle_dir: str | Path,
+    *,
+    weights: str = "fp32",
+    block_size: int = 32,
+    adapter: str | Path | None = None,
+) -> Preflight:
+    """What an export with these arguments will take. Opens and checks the checkpoint; writes nothing.
+
+    Raises:
+      CheckpointError: the checkpoint cannot be exported.
+    """
+    source = _open(Path(checkpoint_dir), adapter)
+    checkpoint = source.checkpoint
+    free, left_behind = disk_free_bytes(Path(bundle_dir))
+    return Preflight(
+        bundle_bytes=bundle_bytes(checkpoint, weights, block_size),
+        left_behind_bytes=left_behind,
+        disk_free_bytes=free,
+        memory_bytes=memory_bytes(checkpoint),
+        parameters=checkpoint.parameters,
+        layers=checkpoint.facts.decoder.layers,
+        known_hashes=sum(known_hash(path) is not None for path in _input_files(checkpoint)),
+        notes=tuple(source.notes),
+    )
+
+
+def _input_files(checkpoint: Checkpoint) -> list[Path]:
+    names = ("config.json", contract.TOKENIZER_FILE, PREPROCESSOR_FILE)
+    return [*checkpoint.files, *(checkpoint.folder_of(name) / name for name in names)]
 
 
 def _key_offset_layers(writer: WeightWriter) -> tuple[int, ...]:
@@ -281,16 +322,6 @@ def _two(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def _component(file: str, weights: str, builder: GraphBuilder) -> Component:
     return Component(file, weights, builder.weight_bytes(), tuple(builder.inputs), tuple(builder.outputs))
-
-
-def _estimate_bytes(checkpoint: Checkpoint, weights: str) -> int:
-    """About what the bundle takes: all parameters in their precision with block scales, and the embedding table."""
-    facts = checkpoint.facts.decoder
-    table = facts.vocab_size * facts.hidden_size * (4 if weights == "fp32" else 2)
-    scale_bits = 2 if weights in QUANTIZED else 0
-    bits, tower_bits = (BITS[PRECISIONS[part]] + scale_bits for part in (weights, vision_precision(weights)))
-    tower = sum(entry.count for name, entry in checkpoint.entries.items() if ".visual." in name)
-    return table + (checkpoint.parameters - tower) * bits // 8 + tower * tower_bits // 8
 
 
 def _provenance(checkpoint: Checkpoint, notes: list[str]) -> dict[str, Any]:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from apps.cli import console
 from apps.cli.bundles import KV, WEIGHTS, extra_packages
 from apps.cli.inspect import print_parity
+from edge.errors import MemoryBudgetError
+from edge.memory import available_bytes, bytes_text
+
+if TYPE_CHECKING:
+    from export.preflight import Preflight
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,14 +28,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv", choices=KV, help="of the KV cache; default int8 with int8 or int4 weights, else fp32")
     parser.add_argument("--allow-mismatch", action="store_true", help="write the bundle even when parity fails")
     parser.add_argument("--force", action="store_true", help="replace BUNDLE where it exists")
+    parser.add_argument("--dry-run", action="store_true", help="check the checkpoint, say what it will take, and end")
     parser.add_argument("--json", action="store_true", help="print the parity report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     with extra_packages("export", "Export"):
-        from export.api import export_checkpoint
+        from export.api import export_checkpoint, preflight
 
-        with console.progress() as progress:
+        needs = preflight(args.checkpoint, args.output, weights=args.weights, adapter=args.adapter)
+        _say_needs(needs)
+        if args.dry_run:
+            return _dry_run(args, needs)
+        _require_memory(needs)
+        with _telling_of_leftovers(args.output), console.progress() as progress:
             manifest = export_checkpoint(
                 args.checkpoint,
                 args.output,
@@ -47,3 +62,52 @@ def run(args: argparse.Namespace) -> int:
         written = {"bundle": args.output, "weights": args.weights, "kv_dtypes": list(manifest.kv_dtypes)}
         console.print_json({**written, "bytes": total_bytes, "parity": manifest.parity})
     return 0
+
+
+def _say_needs(needs: Preflight) -> None:
+    free = available_bytes()
+    memory = f" ({bytes_text(free)} free)" if free is not None else ""
+    left = f" and {bytes_text(needs.left_behind_bytes)} left by an earlier export" if needs.left_behind_bytes else ""
+    console.say(
+        f"Needs about {bytes_text(needs.bundle_bytes)} of disk ({bytes_text(needs.disk_free_bytes)} free{left}) "
+        f"and {bytes_text(needs.memory_bytes)} of memory{memory}"
+    )
+
+
+def _dry_run(args: argparse.Namespace, needs: Preflight) -> int:
+    """What would be done, without doing it."""
+    import dataclasses
+
+    rows = [
+        ("checkpoint", f"{needs.parameters / 1e9:.2f} billion parameters, {needs.layers} layers"),
+        ("bundle", f"about {bytes_text(needs.bundle_bytes)}, weights {args.weights}"),
+        ("known hashes", f"{needs.known_hashes} files will be compared" if needs.known_hashes else "none"),
+        *(("note", note) for note in needs.notes),
+    ]
+    console.facts(f"`{args.output}` would be written", rows, console.report_stream(args.json))
+    if args.json:
+        console.print_json({**dataclasses.asdict(needs), "memory_free_bytes": available_bytes()})
+    return 0
+
+
+def _require_memory(needs: Preflight) -> None:
+    free = available_bytes()
+    if free is not None and needs.memory_bytes > free:
+        raise MemoryBudgetError(
+            f"The export takes about {bytes_text(needs.memory_bytes)} of memory, {bytes_text(free)} are free",
+            hint="End other programs, or export on a machine with more memory",
+        )
+
+
+@contextmanager
+def _telling_of_leftovers(output: str) -> Iterator[None]:
+    """Say what an interruption left there, and what becomes of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from export.partial import left_behind_bytes
+
+        kept = left_behind_bytes(Path(output).absolute())
+        if kept:
+            console.say(f"Interrupted: {bytes_text(kept)} are kept; the same command goes on behind them")
+        raise

@@ -1,0 +1,75 @@
+"""What an export will take, said before it starts: bytes on disk, and memory.
+
+Owns the estimates. Does not refuse anything itself.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.checkpoint import EMBEDDING, HEAD, VISUAL, Checkpoint
+from export.partial import left_behind_bytes
+from export.weight_store import BITS
+from export.weights import PRECISIONS, QUANTIZED, vision_precision
+
+BASE_MEMORY_BYTES = 1_100_000_000
+"""Python, torch, transformers and ONNX Runtime, with the room that the parity check takes for layers."""
+SCALE_BITS = 32
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """An export that could be started.
+
+    Args:
+      bundle_bytes: about what the bundle takes on disk; nothing else is written.
+      left_behind_bytes: what an interrupted export has left there, to be gone on with or removed.
+      disk_free_bytes: of the bundle's disk, without what was left behind.
+      memory_bytes: about what the process takes at its peak.
+      known_hashes: files that will be compared with a hash that their download left.
+    """
+
+    bundle_bytes: int
+    left_behind_bytes: int
+    disk_free_bytes: int
+    memory_bytes: int
+    parameters: int
+    layers: int
+    known_hashes: int
+    notes: tuple[str, ...]
+
+
+def bundle_bytes(checkpoint: Checkpoint, weights: str, block: int) -> int:
+    """About what a bundle takes: each part in its precision, with the scales of its blocks."""
+    total = 0.0
+    for name, entry in checkpoint.entries.items():
+        if name == EMBEDDING:
+            total += entry.count * (4 if weights == "fp32" else 2)
+        elif name != HEAD:
+            part = vision_precision(weights) if name.startswith(VISUAL) else weights
+            total += entry.count * _bytes_each(part if len(entry.shape) > 1 else "fp32", block)
+    if weights in QUANTIZED or not checkpoint.facts.decoder.tied_embeddings:
+        head = "int8" if weights in QUANTIZED else weights
+        total += checkpoint.entries[checkpoint.head_name].count * _bytes_each(head, block)
+    return int(total * 1.03)  # rows filled up to whole blocks, page alignment, the graphs
+
+
+def _bytes_each(precision: str, block: int) -> float:
+    scale = SCALE_BITS / block if precision in QUANTIZED else 0
+    return (BITS[PRECISIONS[precision]] + scale) / 8
+
+
+def memory_bytes(checkpoint: Checkpoint) -> int:
+    """About what an export holds at its peak, whatever the model's size: its largest tensor counts, not their sum."""
+    largest = max(entry.bytes for entry in checkpoint.entries.values())
+    return BASE_MEMORY_BYTES + 2 * largest
+
+
+def disk_free_bytes(target: Path) -> tuple[int, int]:
+    """Free bytes where `target` will lie, and bytes that an interrupted export has left there."""
+    parent = target.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    return shutil.disk_usage(parent).free, left_behind_bytes(target.absolute())
