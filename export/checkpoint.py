@@ -226,11 +226,13 @@ def _weight_files(folder: Path) -> list[Path]:
         names = [SINGLE_FILE]
     else:
         raise _no_weights(folder)
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise CheckpointError(
-                f"`{INDEX_FILE}` names `{name}`, which is not in the folder", hint="Copy the missing shard"
-            )
+    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"`{INDEX_FILE}` names {len(names)} shards, {len(missing)} of them are not in the folder: "
+            f"{_listed([f'`{name}`' for name in missing])}",
+            hint="Copy the missing shards",
+        )
     return [folder / name for name in names]
 
 

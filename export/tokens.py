@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from edge.contract import TOKENIZER_FILE, TokenIds
 from edge.errors import CheckpointError
-from edge.prompt import END_OF_TEXT, IM_END, IMAGE_PAD, Protocol
+from edge.prompt import END_OF_TEXT, IM_END, IMAGE_PAD, VISION_END, VISION_START, Protocol
 from export.checkpoint import Checkpoint, parse_json, read_file
 
+CONFIG_IDS = {
+    "image_token_id": IMAGE_PAD,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
 TRAINING_FILE = "args.json"
 """Where ms-swift leaves the options of a training, beside an adapter too."""
 
@@ -27,10 +32,11 @@ def read_tokenizer(checkpoint: Checkpoint) -> bytes:
     the base tokenizer's, as transformers gives them.
 
     Raises:
-      CheckpointError: a file is missing or is not what its name says.
+      CheckpointError: a file is missing, is not what its name says, or belongs to another model.
     """
     folder = checkpoint.folder_of(TOKENIZER_FILE)
     content = read_file(folder, TOKENIZER_FILE)
+    _check_model(content, checkpoint.config)
     adapter = checkpoint.adapter
     if adapter is None or folder == adapter.folder or not (adapter.folder / TRAINING_FILE).is_file():
         return content
@@ -38,6 +44,17 @@ def read_tokenizer(checkpoint: Checkpoint) -> bytes:
     if not isinstance(added, list) or not all(isinstance(text, str) for text in added):
         raise CheckpointError(f"`{TRAINING_FILE}` key `new_special_tokens`: expected a list of texts, found {added!r}")
     return with_special_tokens(content, added)
+
+
+def _check_model(tokenizer_json: bytes, config: Mapping[str, Any]) -> None:
+    """A tokenizer of another model has other ids for the tokens that `config.json` names by their ids."""
+    ids = _names(parse_json(TOKENIZER_FILE, tokenizer_json))
+    for key, text in CONFIG_IDS.items():
+        if key in config and text in ids and config[key] != ids[text]:
+            raise CheckpointError(
+                f"`{TOKENIZER_FILE}` gives `{text}` the id {ids[text]}, `config.json` key `{key}` is {config[key]!r}",
+                hint="Give the tokenizer that the model was trained with",
+            )
 
 
 def with_special_tokens(tokenizer_json: bytes, texts: list[str]) -> bytes:
