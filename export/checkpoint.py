@@ -19,7 +19,7 @@ import numpy as np
 from edge.errors import CheckpointError
 from export.config import ModelFacts, facts_from_config
 from export.low_rank import LowRank
-from export.safetensors_file import DTYPE_NAMES, TensorEntry, read_entries, read_raw, to_float32
+from export.safetensors_file import DTYPE_NAMES, TensorEntry, read_entries, read_raw, require_finite, to_float32
 
 if TYPE_CHECKING:
     from export.adapter import Adapter
@@ -34,6 +34,8 @@ HEAD = "lm_head.weight"
 EMBEDDING = TEXT + "embed_tokens.weight"
 COMPUTED = re.compile(r"rotary\w*\.inv_freq$")  # some files hold these tables; they follow from the config
 MAX_LISTED = 5
+TILE_ROWS = 256
+"""Rows that are transposed together, so that what is read and what is written both stay in cache."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,27 @@ class ColumnReader:
         self._held: np.ndarray | None = None
         self.shape = self._entry.shape
 
-    def read(self, first: int, last: int) -> np.ndarray:
-        """Columns `first` to `last`, (N, last - first) float32."""
+    def read_into(self, rows: np.ndarray, first: int) -> None:
+        """Columns from `first` on, each as a row of `rows` (columns, N) float32, which holds zeros.
+
+        Raises:
+          CheckpointError: a value is infinite or not a number; names the tensor.
+        """
+        held, last = self._hold(), first + len(rows)
+        if held.dtype != np.uint16:
+            part = held[:, first:last]
+            rows[:] = (part if self._update else to_float32(part, self._entry)).T
+            return
+        upper = rows.view(np.uint16)[:, 1::2]  # bfloat16 is the upper half of a float32
+        for start in range(0, len(held), TILE_ROWS):
+            upper[:, start : start + TILE_ROWS] = held[start : start + TILE_ROWS, first:last].T
+        require_finite(rows, f"Tensor `{self._entry.name}`")
+
+    def _hold(self) -> np.ndarray:
         if self._held is None:
             entry, update = self._entry, self._update
             self._held = read_raw(entry) if update is None else update.opened().rows(entry, 0, entry.shape[0])
-        part = self._held[:, first:last]
-        return to_float32(part, self._entry) if self._update is None else part
+        return self._held
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -124,8 +124,7 @@ class _Columns:
             own = max(0, min(rows, self._own_k - first))
             piece = np.zeros((min(rows, self.k - first), self.n), np.float32)
             for part, column in zip(self._parts, self.firsts, strict=True):
-                values = part.read(first, first + own)
-                piece[:own, column : column + len(values)] = values.T
+                part.read_into(piece[:own, column : column + part.shape[0]], first)
             yield piece
 
 

@@ -475,3 +475,17 @@ def test_a_stream_file_with_unknown_or_wrong_values_is_refused(folder: Path, con
     (folder / "streamo.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"streamo\.json"):
         read_stream_file(open_checkpoint(folder))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_columns_are_read_exactly(tmp_path: Path, dtype: str) -> None:
+    write_checkpoint(tmp_path / "checkpoint", dtype=dtype, tied=False)
+    checkpoint = open_checkpoint(tmp_path / "checkpoint")
+    for name in (HEAD, "model.language_model.layers.0.mlp.down_proj.weight"):
+        expected, reader = checkpoint.read(name), checkpoint.columns(name)
+        count, width = expected.shape
+        rows = np.zeros((width, count + 5), np.float32)
+        for first in range(0, width, 30):
+            reader.read_into(rows[first : first + 30, 2 : 2 + count], first)
+        np.testing.assert_array_equal(rows[:, 2 : 2 + count], expected.T)
+        assert not rows[:, :2].any() and not rows[:, 2 + count :].any()
