@@ -1,0 +1,234 @@
+"""Real turns as data: a user's clips, and the conversations that the unquantised model has about them.
+
+Owns what a conversation consists of, part by part as a runtime appends it, which parts decide a state, and which turns
+are calibrated on and which are held out. Where clips come from is the caller's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edge.contract import TokenIds
+from edge.preprocess import PreprocessConfig, grid_of, patchify, resize_frame
+from edge.prompt import STREAMO, Protocol
+from export.checkpoint import Checkpoint
+from export.float_model import FloatModel
+from export.probe import Probe
+from export.tokens import encoder
+
+HELD_OUT = 0.25
+"""The last part of each clip, of whose turns nothing is calibrated on."""
+MAX_REPLY_TOKENS = 64
+SYSTEM, UNASKED, TURN, PIECE, WORD = "system", "unasked", "turn", "piece", "word"
+OWN, FILLED = "own", "filled"
+
+Step = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video as one frame a turn.
+
+    Args:
+      name: for notes and reports.
+      frames: (H, W, 3) uint8 RGB each; frame t is the one of turn t.
+      questions: by turn. Before the first the model is not asked, as in the official loop.
+      held_out: None: the last quarter of its turns; else whether all of its turns are.
+    """
+
+    name: str
+    frames: Sequence[np.ndarray]
+    questions: dict[int, str]
+    held_out: bool | None = None
+
+
+@dataclass(frozen=True)
+class Conversation(Probe):
+    """One clip's conversation, teacher-forced: `parts` are token ids as the runtime appends them.
+
+    Beside `Probe`'s, one entry a part:
+
+    Attributes:
+      name: the clip's.
+      roles: what the logits after a part are for. `turn`: they decide the state; `piece`: a state's next piece, where
+        states are spelt; `word`: a reply's next token or its end; `unasked`: nothing was asked yet, nobody reads them.
+      turns: which turn a part belongs to.
+      decided: the token that the unquantised model chose after a part; -1 after `unasked`.
+      states: of each turn: `silence`, `standby`, `response`, or `other` where the model broke the protocol.
+      first_held_out: the first turn that is held out.
+      replies: `own`: states and words are the unquantised model's, decided turn by turn; `filled`: each turn's state
+        is what it chooses after a conversation of silence, and responses have no words. For models too large to be
+        asked turn by turn.
+    """
+
+    name: str = ""
+    roles: list[str] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
+    decided: list[int] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+    first_held_out: int = 0
+    replies: str = OWN
+
+    @property
+    def calibration_tokens(self) -> int:
+        """How many of the first `ids` are in front of the first held-out turn."""
+        return sum(len(part) for part, turn in zip(self.parts, self.turns, strict=True) if turn < self.first_held_out)
+
+    @property
+    def held_out_parts(self) -> list[int]:
+        """Parts of held-out turns whose logits are read."""
+        pairs = enumerate(zip(self.roles, self.turns, strict=True))
+        return [i for i, (role, turn) in pairs if role != UNASKED and turn >= self.first_held_out]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """m-RoPE positions (3, T) of `ids`."""
+        return self._positions()
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How one model's conversation is spelt."""
+
+    tokens: TokenIds
+    tokenizer_json: bytes
+    preprocess: PreprocessConfig
+    protocol: Protocol = STREAMO
+
+
+def converse(
+    checkpoint: Checkpoint, spelling: Spelling, clips: Sequence[Clip], step: Step | None = None
+) -> list[Conversation]:
+    """Let the unquantised model answer each clip: turn by turn where it fits in memory, else in two passes."""
+    model, found = FloatModel(checkpoint), []
+    total = sum(len(clip.frames) for clip in clips)
+    for clip in clips:
+        writer = _Writer(model, spelling, clip)
+        found.append(writer.own() if model.fits else writer.filled())
+        if step is not None:
+            step(sum(len(c.frames) for c in found), total)
+    return found
+
+
+class _Writer:
+    """Writes one clip's conversation."""
+
+    def __init__(self, model: FloatModel, spelling: Spelling, clip: Clip) -> None:
+        self._model, self._clip, self._spelling = model, clip, spelling
+        self._tokens = tokens = spelling.tokens
+        self._encode = encoder(spelling.tokenizer_json)
+        self._closing = [tokens.im_end, *self._encode("\n")]
+        self._states = {tokens.silence: "silence", tokens.standby: "standby", tokens.response: "response"}
+        self._stops = (tokens.im_end, tokens.end_of_text)
+        self.frames = [_patches(frame, spelling.preprocess) for frame in clip.frames]
+        self._first_question = min(clip.questions, default=len(clip.frames))
+
+    def own(self) -> Conversation:
+        """Turn by turn, with a cache."""
+        talk = self._empty()
+        visual, self._caches, self._start = self._model.vision(self.frames), self._model.caches(), 0
+        front = self._encode(self._spelling.protocol.system_text())
+        for turn in range(len(self.frames)):
+            asked = turn >= self._first_question
+            logits = self._append(talk, [*front, *self._prompt(turn)], TURN if asked else UNASKED, turn, visual[turn])
+            reply = self._reply(talk, turn, logits) if asked else self._silent(talk)
+            front = [*reply, *self._closing]
+        return talk
+
+    def _silent(self, talk: Conversation) -> list[int]:
+        talk.states.append("silence")
+        return list(self._tokens.silence)
+
+    def _reply(self, talk: Conversation, turn: int, logits: np.ndarray) -> list[int]:
+        """Decide and speak; returns the tokens that the cache does not hold yet."""
+        ids = [self._choose(talk, logits)]
+        while tuple(ids) not in self._states and any(state[: len(ids)] == tuple(ids) for state in self._states):
+            ids.append(self._choose(talk, self._append(talk, ids[-1:], PIECE, turn)))
+        state = self._states.get(tuple(ids), "other")
+        talk.states.append(state)
+        if state in ("silence", "standby"):
+            return ids[-1:]
+        if ids[-1] in self._stops:
+            return []
+        for _ in range(MAX_REPLY_TOKENS):
+            token = self._choose(talk, self._append(talk, ids[-1:], WORD, turn))
+            if token in self._stops:
+                return []
+            ids.append(token)
+        return ids[-1:]
+
+    def filled(self) -> Conversation:
+        """Two passes over the whole conversation: silence everywhere, then the states chosen after that."""
+        asked = range(self._first_question, len(self.frames))
+        first = self._written(dict.fromkeys(asked, self._tokens.silence))
+        visual = self._model.vision(self.frames)
+        embeds = first.embeds(self._model.embeddings(first.ids), visual)
+        hidden = self._model.hidden(embeds, first.positions, self._model.caches())
+        ends = [end for end, role in zip(first.ends, first.roles, strict=True) if role == TURN]
+        chosen = {}
+        if ends:
+            logits = self._model.logits(hidden[np.array(ends) - 1])
+            states = list(self._states)
+            best = logits[:, [state[0] for state in states]].argmax(axis=1)
+            chosen = {turn: states[i] for turn, i in zip(asked, best.tolist(), strict=True)}
+        return self._written(chosen)
+
+    def _written(self, chosen: dict[int, tuple[int, ...]]) -> Conversation:
+        """The conversation with these states and no words."""
+        talk = self._empty(FILLED)
+        front = self._encode(self._spelling.protocol.system_text())
+        for turn in range(len(self.frames)):
+            role = TURN if turn in chosen else UNASKED
+            state = chosen.get(turn, self._tokens.silence)
+            self._note(talk, [*front, *self._prompt(turn)], role, turn, state[0] if role == TURN else -1)
+            talk.states.append(self._states[state])
+            front = [*state, *self._closing]
+        return talk
+
+    def _empty(self, replies: str = OWN) -> Conversation:
+        count, held_out = len(self.frames), self._clip.held_out
+        kept = count - max(1, round(HELD_OUT * count)) if held_out is None else (0 if held_out else count)
+        image_pad, merge = self._tokens.image_pad, self._spelling.preprocess.merge_size
+        return Conversation(
+            self.frames, [], image_pad, merge, name=self._clip.name, first_held_out=kept, replies=replies
+        )
+
+    def _prompt(self, turn: int) -> list[int]:
+        _, rows, columns = self.frames[turn]
+        before, after = self._spelling.protocol.turn_text(turn, self._clip.questions.get(turn, ""))
+        visual = rows * columns // self._spelling.preprocess.merge_size**2
+        return [*self._encode(before), *[self._tokens.image_pad] * visual, *self._encode(after)]
+
+    def _note(self, talk: Conversation, ids: list[int], role: str, turn: int, decided: int) -> None:
+        talk.parts.append(np.array(ids, np.int64))
+        talk.roles.append(role)
+        talk.turns.append(turn)
+        talk.decided.append(decided)
+
+    def _append(
+        self, talk: Conversation, ids: list[int], role: str, turn: int, visual: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Run a part and return the logits (V,) behind it."""
+        self._note(talk, ids, role, turn, -1)
+        part = talk.parts[-1]
+        embeds = self._model.embeddings(part)
+        if visual is not None:
+            embeds[part == talk.image_pad] = visual
+        grids = [self.frames[turn]] if visual is not None else []
+        positions = Probe(grids, [part], talk.image_pad, talk.merge_size)._positions() + self._start
+        self._start = int(positions.max()) + 1
+        hidden = self._model.hidden(embeds, positions, self._caches)
+        return np.asarray(self._model.logits(hidden[-1:])[0])
+
+    @staticmethod
+    def _choose(talk: Conversation, logits: np.ndarray) -> int:
+        talk.decided[-1] = token = int(np.argmax(logits))
+        return token
+
+
+def _patches(frame: np.ndarray, preprocess: PreprocessConfig) -> tuple[np.ndarray, int, int]:
+    resized = resize_frame(frame, preprocess)
+    return patchify(resized, preprocess), *grid_of(resized.shape[0], resized.shape[1], preprocess)
