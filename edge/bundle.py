@@ -95,10 +95,19 @@ def _check_names(manifest: Manifest) -> None:
         if name not in manifest.files:
             raise BundleError(f"`{MANIFEST_FILE}` does not list the file `{name}` that it uses", hint=_COPY_AGAIN)
     table = manifest.embedding
-    value_bytes = {"float32": 4, "float16": 2}.get(table.dtype)
-    if value_bytes is None:
-        raise BundleError(f"The embedding table should be float32 or float16, found {table.dtype!r}")
-    expected_bytes = table.rows * table.columns * value_bytes
+    if table.dtype not in ("float32", "float16", "int8"):
+        raise BundleError(f"The embedding table should be float32, float16 or int8, found {table.dtype!r}")
+    if table.dtype == "int8" and (
+        table.block_size < 1
+        or table.columns % table.block_size
+        or table.scales_offset % 4
+        or table.scales_offset < table.rows * table.columns
+    ):
+        raise BundleError(
+            f"The int8 embedding table of {table.rows} x {table.columns} cannot have blocks of {table.block_size} and "
+            f"scales from byte {table.scales_offset} on"
+        )
+    expected_bytes = table.file_bytes
     if manifest.files[table.file].bytes != expected_bytes:
         raise BundleError(
             f"Embedding table `{table.file}` of {table.rows} x {table.columns} {table.dtype} should have "

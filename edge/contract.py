@@ -20,7 +20,7 @@ from edge.errors import BundleError
 from edge.preprocess import PreprocessConfig
 from edge.prompt import Protocol
 
-MANIFEST_SCHEMA = "streamo.bundle/2"
+MANIFEST_SCHEMA = "streamo.bundle/3"
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 VISION_FILE = "vision.onnx"
@@ -206,12 +206,79 @@ class Component:
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """The token embeddings, row-major, memory-mapped at run time."""
+    """The token embeddings, row-major, memory-mapped at run time.
+
+    An int8 table is codes (rows, columns), and from byte `scales_offset` on scales (rows, columns / block_size),
+    float32: a value is its code times the scale of its block.
+    """
 
     file: str
     rows: int
     columns: int
-    dtype: str  # float32 or float16
+    dtype: str  # float32, float16 or int8
+    block_size: int = 0  # columns that share a scale; int8 only
+    scales_offset: int = 0
+
+    @property
+    def file_bytes(self) -> int:
+        """What the file has to hold."""
+        values = self.rows * self.columns * {"float32": 4, "float16": 2, "int8": 1}[self.dtype]
+        if self.dtype != "int8":
+            return values
+        return self.scales_offset + self.rows * (self.columns // self.block_size) * SCALE_BYTES
+
+
+@dataclass(frozen=True)
+class WeightOverride:
+    """A weight that has another precision than the others, and why."""
+
+    name: str  # as in the graph: layers.3.down
+    weights: str  # fp32, fp16, int8 or int4
+    reason: str
+
+
+@dataclass(frozen=True)
+class WeightPrecision:
+    """How the decoder's weights became codes.
+
+    Attributes:
+      method: `nearest`: each weight by itself; `gptq`: by what the calibration turns feed to it; "" where no weight is
+        quantised.
+      block_size: weights along K that share a scale, where K allows it.
+      head: precision of the head.
+      overrides: weights that differ from the decoder's precision, the head apart.
+      output_errors: by weight, how far its products with the calibration turns' inputs are from the unquantised
+        weight's: the norm of the difference as a part of their norm. Empty without calibration turns.
+      calibration: what was calibrated on.
+    """
+
+    method: str = ""
+    block_size: int = 0
+    head: str = ""
+    overrides: tuple[WeightOverride, ...] = ()
+    output_errors: dict[str, float] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """What was measured of one layer's keys and values, and what its cache became.
+
+    Attributes:
+      dtype: float32 or int8, of the native graph's cache.
+      offset: what is kept out of the cached keys: `none`, `bias` (the key bias where it is large) or `mean` (what
+        the layer's keys have in common, measured).
+      largest_pair: greatest norm that two channels that rotate together have in common over all tokens, as a part of
+        the norm that tokens add to a typical pair. Large ones drown the rest in an int8 row.
+      errors: by option (`int8`, `int8 bias`, `int8 mean`), the relative error of the attention's output.
+      reason: of the choice, in words.
+    """
+
+    dtype: str
+    offset: str
+    largest_pair: float
+    errors: dict[str, float]
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -234,6 +301,8 @@ class Manifest:
     stream: StreamDefaults = field(default_factory=StreamDefaults)
     parity: dict[str, Any] = field(default_factory=dict)
     key_offset_layers: tuple[int, ...] = ()  # whose keys are cached without their common part
+    precision: WeightPrecision = field(default_factory=WeightPrecision)
+    kv_layers: tuple[LayerCache, ...] = ()  # one per layer where calibration turns were measured, else none
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -1,6 +1,6 @@
 """The language model as two verbs: `prefill` many tokens, `decode_step` one.
 
-Owns the embedding table and the order token ids -> embeddings -> positions -> cache rows -> logits. Does not know what
+Owns the order token ids -> embeddings -> positions -> cache rows -> logits. Does not know what
 the tokens mean (see `session`).
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from edge.backends.base import Backend, CacheView
 from edge.contract import Manifest
+from edge.embeddings import Embeddings
 from edge.kv_cache import KVCache, Placement
 from edge.rope import decoder_rope, image_positions, text_positions
 
@@ -51,8 +52,8 @@ class Decoder:
     """
 
     def __init__(self, manifest: Manifest, table_path: Path, backend: Backend, capacity_tokens: int) -> None:
-        table, facts = manifest.embedding, manifest.decoder_facts
-        self._table = np.memmap(table_path, np.dtype(table.dtype), "r", shape=(table.rows, table.columns))
+        facts = manifest.decoder_facts
+        self._embeddings = Embeddings(manifest.embedding, table_path)
         self._rope = decoder_rope(facts)
         self._backend = backend
         self._embeds = np.empty((MAX_PREFILL_TOKENS, facts.hidden_size), np.float32)
@@ -104,7 +105,7 @@ class Decoder:
             positions = image_positions(position, segment.rows, segment.columns)
             return segment.embeds, positions, max(segment.rows, segment.columns)
         count = len(segment)
-        return self._table[list(segment)], text_positions(position, count), count
+        return self._embeddings.rows(segment), text_positions(position, count), count
 
     def _run(self, count: int, advance: int) -> np.ndarray:
         cos, sin = self._rope.tables(self._positions[:, :count])

@@ -5,59 +5,54 @@ Owns the order of the steps. Each step is a module of its own.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edge import contract
-from edge.contract import Component, EmbeddingTable, Manifest, TokenIds
+from edge.contract import Component, EmbeddingTable, LayerCache, Manifest, TokenIds, WeightPrecision
 from edge.errors import UsageError
 from edge.preprocess import PreprocessConfig
 from edge.prompt import STREAMO
 from export.adapter import open_adapter
 from export.bundle_writer import BundleWriter
+from export.calibrate import Calibrated, CalibrationTurns, write_calibrated_decoder
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.decoder import build_decoder
 from export.expected import compute_expected, load_expected, save_expected
+from export.float_model import FloatModel
 from export.known_hashes import check_files, known_hash
 from export.merge import with_adapter
 from export.native import NativeOperators, key_offset_name, unsupported
 from export.onnx_writer import GraphBuilder
 from export.parity import require_parity
+from export.plan import GPTQ, NEAREST, Plan, make_plan
 from export.preflight import Preflight, bundle_bytes, disk_free_bytes, memory_bytes
 from export.probe import Probe, build_probe
 from export.proof import Written, prove
 from export.reference import require_packages
 from export.resume import resume_key
-from export.stock import Operators
 from export.stream_attention import stream_attention_function
 from export.stream_config import PREPROCESSOR_FILE, StreamFile, read_preprocess, read_stream_file
 from export.tokens import read_tokenizer, token_ids
+from export.turns import Clip, Conversation, Spelling, converse, describe_turns
 from export.vision import build_vision
 from export.weight_store import StoredTensor, WeightFile
-from export.weights import (
-    PRECISIONS,
-    QUANTIZED,
-    Step,
-    WeightWriter,
-    vision_precision,
-    write_decoder,
-    write_embeddings,
-    write_vision,
-)
+from export.weights import Step, WeightWriter, write_decoder, write_embeddings, write_vision
 
 Progress = Callable[[str, int, int], None]
 """Called as the export goes on: (stage, done, total). Stages: hashes (where some are known), embeddings, vision,
-decoder, parity."""
+turns, decoder, parity."""
 
 VISION_DATA = "vision.data"
 DECODER_DATA = "decoder.data"
 PRODUCER = "streamo-edge"
+AUTO = "auto"
 KV_DTYPES = {"fp32": "float32", "int8": "int8"}
-BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
 def export_checkpoint(
@@ -67,6 +62,11 @@ def export_checkpoint(
     weights: str = "fp32",
     kv: str | None = None,
     block_size: int = 32,
+    method: str | None = None,
+    vision: str | None = None,
+    embedding: str | None = None,
+    layers: Mapping[str, str] | None = None,
+    clips: Sequence[Clip] | None = None,
     allow_mismatch: bool = False,
     progress: Progress | None = None,
     overwrite: bool = False,
@@ -78,10 +78,16 @@ def export_checkpoint(
     Args:
       checkpoint_dir: a Hugging Face folder; only files directly in it are read.
       bundle_dir: the folder to create.
-      weights: fp32, fp16, int8 or int4, of the decoder's linear maps. The vision tower is int8 for int8 and int4.
-      kv: fp32 or int8, of the native decoder's KV cache; None: int8 with weights of int8 or int4, else fp32. The stock
-        decoder's cache is always fp32.
+      weights: fp32, fp16, int8 or int4, of the decoder's linear maps.
+      kv: auto, fp32 or int8, of the native decoder's KV cache; None: auto with weights of int8 or int4, else fp32. With
+        auto each layer's is chosen by its keys and values in `clips`; without clips it is int8. The stock decoder's
+        cache is always fp32.
       block_size: weights along K that share a scale in int8 and int4.
+      method: nearest or gptq, how weights of int8 and int4 are rounded; None: gptq where there are clips.
+      vision: fp32, fp16 or int8, of the vision tower; None: int8 with weights of int8 or int4, else as `weights`.
+      embedding: the same for the embedding table.
+      layers: precisions of single weights by name: layers.3.down, layers.3 or head.
+      clips: real turns to calibrate on and to measure KV caches with; what is held out of them is not used for that.
       allow_mismatch: write the bundle even if it does not compute what PyTorch computes.
       progress: called as (stage, done, total).
       overwrite: replace an existing bundle.
@@ -98,26 +104,32 @@ def export_checkpoint(
       OutputError: the bundle cannot be written.
       UsageError: an argument is not usable.
     """
-    _check_arguments(weights, kv, block_size)
     report = progress or (lambda stage, done, total: None)
     source = _open(Path(checkpoint_dir), adapter)
     checkpoint = source.checkpoint
-    precisions, native = _precisions(source, weights, kv, block_size)
+    method = method or (GPTQ if clips else NEAREST)
+    choices: dict[str, Any] = {"block": block_size, "vision": vision, "embedding": embedding, "layers": layers}
+    plan = make_plan(weights, method=method, facts=checkpoint.facts.decoder, **choices)
+    if plan.method == GPTQ and not clips:
+        raise UsageError(f"Method {GPTQ} needs turns to calibrate on", hint="Give clips, or choose `nearest`")
+    kv_wanted, native = _cache(source, plan, kv)
     recorded = load_expected(Path(reference), checkpoint, source.probe) if reference else None
     if recorded is None:
         require_packages()
-    options = {"weights": weights, "block_size": block_size, "kv_dtypes": precisions.kv_dtypes}
+    options = {"plan": asdict(plan), "kv": kv_wanted, "clips": _digest(clips or [])}
     key = resume_key(checkpoint, {contract.TOKENIZER_FILE: source.tokenizer}, options)
-    needed_bytes = bundle_bytes(checkpoint, weights, block_size)
+    needed_bytes = bundle_bytes(checkpoint, plan)
     with BundleWriter(Path(bundle_dir), needed_bytes, overwrite=overwrite, key=key) as bundle:
         check_files(_input_files(checkpoint), partial(report, "hashes"))
         bundle.add(contract.TOKENIZER_FILE, source.tokenizer)
-        embedding = _write_embeddings(bundle, checkpoint, weights, report)
-        vision, vision_writer = _write_vision(bundle, checkpoint, weights, block_size, native, report)
-        decoder, decoder_writer = _write_decoder(bundle, checkpoint, precisions, embedding, native, report)
+        table = _write_embeddings(bundle, checkpoint, plan, report)
+        tower, vision_writer = _write_vision(bundle, checkpoint, plan, native, report)
+        talks = _converse(source, clips or [], report)
+        made = _write_decoder(bundle, checkpoint, plan, table, native, kv_wanted, talks, report)
+        decoder_writer = made.writer
         report("parity", 0, 1)
-        kv_dtypes = precisions.kv_dtypes if native else None
-        written = Written(bundle.folder, checkpoint, weights, vision_writer, decoder_writer, embedding, kv_dtypes)
+        kv_dtypes = made.kv_dtypes if native else None
+        written = Written(bundle.folder, checkpoint, weights, vision_writer, decoder_writer, table, kv_dtypes)
         parity = prove(written, source.probe, recorded)
         report("parity", 1, 1)
         if not allow_mismatch:
@@ -131,26 +143,19 @@ def export_checkpoint(
             preprocess=source.preprocess,
             protocol=STREAMO,
             tokens=source.tokens,
-            embedding=EmbeddingTable(embedding.file, *_two(embedding.shape), embedding.dtype),
-            vision=vision,
-            decoder=decoder,
-            kv_dtypes=precisions.kv_dtypes,
+            embedding=_embedding_table(table),
+            vision=tower,
+            decoder=made.component,
+            kv_dtypes=made.kv_dtypes,
             files=dict(sorted(bundle.files.items())),
             stream=source.stream.defaults,
             parity=parity,
             key_offset_layers=_key_offset_layers(decoder_writer),
+            precision=made.precision,
+            kv_layers=tuple(made.kv_layers),
         )
         bundle.publish(manifest)
     return manifest
-
-
-def _check_arguments(weights: str, kv: str | None, block_size: int) -> None:
-    if weights not in PRECISIONS:
-        raise UsageError(f"Weights {weights!r}: expected one of {', '.join(PRECISIONS)}")
-    if kv not in (None, *KV_DTYPES):
-        raise UsageError(f"KV cache {kv!r}: expected one of {', '.join(KV_DTYPES)}")
-    if block_size not in BLOCK_SIZES:
-        raise UsageError(f"Block size {block_size}: expected one of {', '.join(map(str, BLOCK_SIZES))}")
 
 
 def preflight(
@@ -159,6 +164,9 @@ def preflight(
     *,
     weights: str = "fp32",
     block_size: int = 32,
+    vision: str | None = None,
+    embedding: str | None = None,
+    layers: Mapping[str, str] | None = None,
     adapter: str | Path | None = None,
 ) -> Preflight:
     """What an export with these arguments will take. Opens and checks the checkpoint; writes nothing.
@@ -168,9 +176,11 @@ def preflight(
     """
     source = _open(Path(checkpoint_dir), adapter)
     checkpoint = source.checkpoint
+    choices: dict[str, Any] = {"block": block_size, "vision": vision, "embedding": embedding, "layers": layers}
+    plan = make_plan(weights, facts=checkpoint.facts.decoder, **choices)
     free, left_behind = disk_free_bytes(Path(bundle_dir))
     return Preflight(
-        bundle_bytes=bundle_bytes(checkpoint, weights, block_size),
+        bundle_bytes=bundle_bytes(checkpoint, plan),
         left_behind_bytes=left_behind,
         disk_free_bytes=free,
         memory_bytes=memory_bytes(checkpoint),
@@ -229,80 +239,134 @@ def _open(folder: Path, adapter: str | Path | None) -> _Source:
     return _Source(checkpoint, tokenizer, tokens, stream, preprocess, [*merge_notes, *notes], probe)
 
 
-@dataclass(frozen=True)
-class _Precisions:
-    """What the decoder's numbers become."""
+def _cache(source: _Source, plan: Plan, kv: str | None) -> tuple[str, bool]:
+    """What the KV cache is wanted to be, and whether there are native graphs: their operators may not cover the model.
 
-    weights: str
-    block: int
-    kv_dtypes: tuple[str, ...]
-
-
-def _precisions(source: _Source, weights: str, kv: str | None, block: int) -> tuple[_Precisions, Operators | None]:
-    """The decoder's precisions, and the operators of the native graphs; None where they do not cover the model."""
-    facts = source.checkpoint.facts
-    reason = unsupported(facts)
-    if reason:
-        source.notes.append(f"no native graphs: {reason}")
-        if kv == "int8":
-            raise UsageError(
-                f"An int8 KV cache needs the native operators, which do not cover this model: {reason}",
-                hint="Export with `--kv fp32`",
-            )
-    kv = kv or ("int8" if weights in QUANTIZED and not reason else "fp32")
-    dtypes = (KV_DTYPES[kv],) * facts.decoder.layers
-    return _Precisions(weights, block, dtypes), None if reason else NativeOperators.of(dtypes)
+    Raises:
+      UsageError: an int8 cache without them.
+    """
+    if kv not in (None, AUTO, *KV_DTYPES):
+        raise UsageError(f"KV cache {kv!r}: expected one of {', '.join([AUTO, *KV_DTYPES])}")
+    reason = unsupported(source.checkpoint.facts)
+    if not reason:
+        return kv or (AUTO if plan.quantized else "fp32"), True
+    source.notes.append(f"no native graphs: {reason}")
+    if kv == "int8":
+        raise UsageError(
+            f"An int8 KV cache needs the native operators, which do not cover this model: {reason}",
+            hint="Export with `--kv fp32`",
+        )
+    return "fp32", False
 
 
-def _write_embeddings(bundle: BundleWriter, checkpoint: Checkpoint, weights: str, report: Progress) -> StoredTensor:
+def _digest(clips: Sequence[Clip]) -> str:
+    """Of everything in clips that a bundle depends on."""
+    digest = hashlib.sha256()
+    for clip in clips:
+        facts = [clip.name, sorted(clip.questions.items()), clip.held_out, [frame.shape for frame in clip.frames]]
+        digest.update(repr(facts).encode())
+        for frame in clip.frames:
+            digest.update(frame.tobytes())
+    return digest.hexdigest()
+
+
+def _converse(source: _Source, clips: Sequence[Clip], report: Progress) -> list[Conversation]:
+    """What the unquantised model says about the clips."""
+    if not clips:
+        return []
+    report("turns", 0, sum(len(clip.frames) for clip in clips))
+    spelling = Spelling(source.tokens, source.tokenizer, source.preprocess)
+    return converse(source.checkpoint, spelling, clips, partial(report, "turns"))
+
+
+def _write_embeddings(
+    bundle: BundleWriter, checkpoint: Checkpoint, plan: Plan, report: Progress
+) -> dict[str, StoredTensor]:
     report("embeddings", 0, 1)
     with bundle.weight_file(contract.EMBEDDING_FILE) as file:
         writer = WeightWriter(checkpoint, file)
-        write_embeddings(writer, weights)
+        write_embeddings(writer, plan.embedding)
     bundle.record(contract.EMBEDDING_FILE, file.facts())
     report("embeddings", 1, 1)
-    return writer.stored["embedding"]
+    return writer.stored
+
+
+def _embedding_table(stored: Mapping[str, StoredTensor]) -> EmbeddingTable:
+    table, scale = stored["embedding"], stored.get("embedding.scale")
+    rows, columns = table.shape
+    if scale is None:
+        return EmbeddingTable(table.file, rows, columns, table.dtype)
+    return EmbeddingTable(table.file, rows, columns, table.dtype, columns // scale.shape[1], scale.offset)
 
 
 def _write_vision(
-    bundle: BundleWriter, checkpoint: Checkpoint, weights: str, block: int, native: Operators | None, report: Progress
+    bundle: BundleWriter, checkpoint: Checkpoint, plan: Plan, native: bool, report: Progress
 ) -> tuple[Component, WeightWriter]:
     with bundle.weight_file(VISION_DATA) as file:
-        writer = WeightWriter(checkpoint, file, block)
-        write_vision(writer, weights, _marking(file, partial(report, "vision")))
+        writer = WeightWriter(checkpoint, file, plan.block)
+        write_vision(writer, plan.vision, _marking(file, partial(report, "vision")))
     bundle.record(VISION_DATA, file.facts())
     build = partial(build_vision, checkpoint.facts, writer.stored)
     builder = build()
     bundle.add(contract.VISION_FILE, builder.serialize("vision", PRODUCER))
-    component = _component(contract.VISION_FILE, vision_precision(weights), builder)
-    if native is None:
+    component = _component(contract.VISION_FILE, plan.vision, builder)
+    if not native:
         return component, writer
-    bundle.add(contract.NATIVE_VISION_FILE, build(operators=native).serialize("vision", PRODUCER))
+    bundle.add(contract.NATIVE_VISION_FILE, build(operators=NativeOperators).serialize("vision", PRODUCER))
     return replace(component, native_file=contract.NATIVE_VISION_FILE), writer
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """A decoder that was written."""
+
+    component: Component
+    writer: WeightWriter
+    kv_dtypes: tuple[str, ...]
+    kv_layers: list[LayerCache]
+    precision: WeightPrecision
 
 
 def _write_decoder(
     bundle: BundleWriter,
     checkpoint: Checkpoint,
-    precisions: _Precisions,
-    embedding: StoredTensor,
-    native: Operators | None,
+    plan: Plan,
+    table: Mapping[str, StoredTensor],
+    native: bool,
+    kv: str,
+    talks: Sequence[Conversation],
     report: Progress,
-) -> tuple[Component, WeightWriter]:
-    facts = checkpoint.facts.decoder
+) -> _Decoder:
+    facts, found = checkpoint.facts.decoder, Calibrated()
+    dtypes = (KV_DTYPES["int8" if kv == AUTO else kv],) * facts.layers
     with bundle.weight_file(DECODER_DATA) as file:
-        writer = WeightWriter(checkpoint, file, precisions.block)
+        writer = WeightWriter(checkpoint, file, plan.block)
         step = _marking(file, partial(report, "decoder"))
-        write_decoder(writer, precisions.weights, embedding, precisions.kv_dtypes, step)
+        if any(talk.calibration_tokens for talk in talks):
+            turns = CalibrationTurns.of(writer, talks, FloatModel(checkpoint).embeddings)
+            found = write_calibrated_decoder(writer, plan, table["embedding"], turns, kv, step)
+            dtypes = tuple(layer.dtype for layer in found.kv_layers)
+            plan = plan.replaced(*found.overrides)
+        else:
+            write_decoder(writer, plan, table["embedding"], dtypes, step)
     bundle.record(DECODER_DATA, file.facts())
     build = partial(build_decoder, facts, writer.stored)
     builder = build()
     bundle.add(contract.DECODER_FILE, builder.serialize("decoder", PRODUCER, [stream_attention_function(facts)]))
-    component = _component(contract.DECODER_FILE, precisions.weights, builder)
-    if native is None:
-        return component, writer
-    bundle.add(contract.NATIVE_DECODER_FILE, build(operators=native).serialize("decoder", PRODUCER))
-    return replace(component, native_file=contract.NATIVE_DECODER_FILE), writer
+    component = _component(contract.DECODER_FILE, plan.weights, builder)
+    if native:
+        graph = build(operators=NativeOperators.of(dtypes)).serialize("decoder", PRODUCER)
+        bundle.add(contract.NATIVE_DECODER_FILE, graph)
+        component = replace(component, native_file=contract.NATIVE_DECODER_FILE)
+    precision = WeightPrecision(
+        method=plan.method if plan.quantized else "",
+        block_size=plan.block if plan.rounded else 0,
+        head=plan.head,
+        overrides=tuple(plan.overrides[name] for name in sorted(plan.overrides)),
+        output_errors=found.output_errors,
+        calibration=describe_turns(talks) if talks else {},
+    )
+    return _Decoder(component, writer, dtypes, found.kv_layers, precision)
 
 
 def _marking(file: WeightFile, report: Step) -> Step:
@@ -313,11 +377,6 @@ def _marking(file: WeightFile, report: Step) -> Step:
         report(done, total)
 
     return step
-
-
-def _two(shape: tuple[int, ...]) -> tuple[int, int]:
-    rows, columns = shape
-    return rows, columns
 
 
 def _component(file: str, weights: str, builder: GraphBuilder) -> Component:

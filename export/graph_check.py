@@ -65,10 +65,16 @@ class GraphCheck:
 
     def embeddings(self, ids: np.ndarray) -> np.ndarray:
         """Rows (T, W) float32 of the bundle's embedding table."""
-        facts, stored = self.facts.decoder, self._decoder_weights["embedding"]
-        shape = (facts.vocab_size, facts.hidden_size)
-        table = np.memmap(self.folder / stored.file, np.dtype(stored.dtype), "r", stored.offset, shape)
-        return np.asarray(table[ids], np.float32)
+        table, scale = self._table("embedding"), self._decoder_weights.get("embedding.scale")
+        rows = np.asarray(table[ids], np.float32)
+        if scale is None:
+            return rows
+        scales = self._table("embedding.scale")[ids]
+        return np.asarray((rows.reshape(*scales.shape, -1) * scales[..., None]).reshape(rows.shape))
+
+    def _table(self, name: str) -> np.ndarray:
+        stored = self._decoder_weights[name]
+        return np.memmap(self.folder / stored.file, np.dtype(stored.dtype), "r", stored.offset, stored.shape)
 
     def vision(self, frames: list[tuple[np.ndarray, int, int]]) -> list[np.ndarray]:
         """Embeddings (N, W) of frames given as (patches, rows, columns)."""
@@ -139,7 +145,7 @@ class GraphCheck:
 
     def _slices(self, weights: Mapping[str, StoredTensor], group: str, count: int) -> list[range]:
         """Runs of layers whose weights stay within the budget; one run if the whole graph does."""
-        names = (name for name in weights if name != "embedding")  # its rows are looked up in the file
+        names = (name for name in weights if not name.startswith("embedding"))  # its rows are looked up in the file
         cost = {name: weights[name].length * LOADED_FACTOR[weights[name].dtype] for name in names}
         if sum(cost.values()) <= self._budget_bytes:
             return [range(count)]

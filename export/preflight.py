@@ -9,10 +9,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.checkpoint import EMBEDDING, HEAD, VISUAL, Checkpoint
+from export.checkpoint import EMBEDDING, HEAD, TEXT, VISUAL, Checkpoint
 from export.partial import left_behind_bytes
+from export.plan import PRECISIONS, QUANTIZED, Plan
 from export.weight_store import BITS
-from export.weights import PRECISIONS, QUANTIZED, vision_precision
+from export.weights import EMBEDDING_BLOCK
 
 BASE_MEMORY_BYTES = 1_100_000_000
 """Python, torch, transformers and ONNX Runtime, with the room that the parity check takes for layers."""
@@ -41,19 +42,27 @@ class Preflight:
     notes: tuple[str, ...]
 
 
-def bundle_bytes(checkpoint: Checkpoint, weights: str, block: int) -> int:
+def bundle_bytes(checkpoint: Checkpoint, plan: Plan) -> int:
     """About what a bundle takes: each part in its precision, with the scales of its blocks."""
     total = 0.0
     for name, entry in checkpoint.entries.items():
         if name == EMBEDDING:
-            total += entry.count * (4 if weights == "fp32" else 2)
+            total += entry.count * _bytes_each(plan.embedding, EMBEDDING_BLOCK)
         elif name != HEAD:
-            part = vision_precision(weights) if name.startswith(VISUAL) else weights
-            total += entry.count * _bytes_each(part if len(entry.shape) > 1 else "fp32", block)
-    if weights in QUANTIZED or not checkpoint.facts.decoder.tied_embeddings:
-        head = "int8" if weights in QUANTIZED else weights
-        total += checkpoint.entries[checkpoint.head_name].count * _bytes_each(head, block)
+            part = plan.vision if name.startswith(VISUAL) else _planned(plan, name)
+            total += entry.count * _bytes_each(part if len(entry.shape) > 1 else "fp32", plan.block)
+    if plan.head != plan.embedding or plan.head in QUANTIZED or not checkpoint.facts.decoder.tied_embeddings:
+        total += checkpoint.entries[checkpoint.head_name].count * _bytes_each(plan.head, plan.block)
     return int(total * 1.03)  # rows filled up to whole blocks, page alignment, the graphs
+
+
+def _planned(plan: Plan, tensor: str) -> str:
+    """The precision of a decoder's tensor."""
+    layer = tensor.removeprefix(TEXT).split(".")
+    if layer[0] != "layers":
+        return plan.weights
+    parts = {"o_proj": "attention_output", "gate_proj": "gate_up", "up_proj": "gate_up", "down_proj": "down"}
+    return plan.precision(f"layers.{layer[1]}.{parts.get(layer[3], 'qkv')}" if len(layer) > 3 else plan.weights)
 
 
 def _bytes_each(precision: str, block: int) -> float:

@@ -5,6 +5,7 @@ Owns which graphs are run against which reference. The figures and the verdict a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Written:
     """A bundle's weights on disk, and in which precisions.
 
     Args:
+      embedding: the embedding table as "embedding", with its scales as "embedding.scale" where it is quantised.
       kv_dtypes: of the native decoder's caches; None if there are no native graphs.
     """
 
@@ -39,12 +41,12 @@ class Written:
     weights: str
     vision: WeightWriter
     decoder: WeightWriter
-    embedding: StoredTensor
+    embedding: Mapping[str, StoredTensor]
     kv_dtypes: tuple[str, ...] | None
 
     def graphs(self, **options: Any) -> GraphCheck:
         """The graphs, to be run a few layers at a time where memory asks for it."""
-        stored = {"embedding": self.embedding, **self.decoder.stored}
+        stored = {**self.embedding, **self.decoder.stored}
         budget_bytes = _weights_budget_bytes(self.checkpoint)
         return GraphCheck(self.folder, self.checkpoint.facts, self.vision.stored, stored, budget_bytes, **options)
 

@@ -49,6 +49,16 @@ def quantize_blocks(values: np.ndarray, block: int, dtype: str) -> tuple[np.ndar
     return scaled.astype(np.int8).reshape(values.shape), scales
 
 
+def quantize_rows(rows: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n, W) of a table, W a multiple of `block`, to int8.
+
+    Returns:
+      Codes (n, W) int8 and scales (n, W / block) float32.
+    """
+    codes, scales = quantize_blocks(np.ascontiguousarray(rows.T), block, "int8")
+    return np.ascontiguousarray(codes.T), np.ascontiguousarray(scales.T)
+
+
 def pack_int4(codes: np.ndarray) -> np.ndarray:
     """Two int4 codes a byte, the first in the low half, in memory order; the number of codes must be even."""
     pairs = codes.reshape(-1, 2).view(np.uint8)

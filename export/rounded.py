@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,21 +36,27 @@ class RoundedCheckpoint(Checkpoint):
     Args:
       matrices: a tensor's stored matrix (K, N), its block scales or None, and its columns in both; a tensor that is
         not named is a vector and stored exactly.
-      embedding: the token embeddings, (V, W).
+      embedding: the token embeddings, (V, W), and `embedding_scale` of each block of a row, or None.
       head: the head where it is no matrix but rows, (V, W).
     """
 
     bundle: Path = Path()
     matrices: Mapping[str, Matrix] = field(default_factory=dict)
     embedding: StoredTensor | None = None
+    embedding_scale: StoredTensor | None = None
     head: StoredTensor | None = None
 
     @classmethod
     def of(
-        cls, checkpoint: Checkpoint, bundle: Path, writers: Iterable[WeightWriter], embedding: StoredTensor
+        cls,
+        checkpoint: Checkpoint,
+        bundle: Path,
+        writers: Iterable[WeightWriter],
+        embedding: Mapping[str, StoredTensor],
     ) -> RoundedCheckpoint:
-        """`checkpoint` with the values that `writers` wrote."""
-        own = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
+        """`checkpoint` with the values that `writers` wrote; `embedding` as in `proof.Written`."""
+        own: dict[str, Any] = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
+        own |= {"embedding": embedding["embedding"], "embedding_scale": embedding.get("embedding.scale")}
         matrices, head = {}, None
         for writer in writers:
             stored = writer.stored
@@ -57,7 +64,7 @@ class RoundedCheckpoint(Checkpoint):
             for name, place in writer.columns.items():
                 weight, scale = stored[f"{place.weight}.weight"], stored.get(f"{place.weight}.scale")
                 matrices[name] = Matrix(weight, scale, place.first, place.last)
-        return cls(**own, bundle=bundle, matrices=matrices, embedding=embedding, head=head)
+        return cls(**own, bundle=bundle, matrices=matrices, head=head)
 
     def read(self, name: str) -> np.ndarray:
         """A whole tensor as float32."""
@@ -73,7 +80,11 @@ class RoundedCheckpoint(Checkpoint):
 
     def token_rows(self, first: int, last: int) -> np.ndarray:
         """Embeddings of the tokens `first` to `last`, (last - first, W) float32."""
-        return self._rows(self.embedding, first, last)
+        rows = self._rows(self.embedding, first, last)
+        if self.embedding_scale is None:
+            return rows
+        scales = self._rows(self.embedding_scale, first, last)
+        return np.asarray((rows.reshape(*scales.shape, -1) * scales[..., None]).reshape(rows.shape))
 
     def head_rows(self, rows_at_a_time: int) -> Iterator[np.ndarray]:
         """The head's rows as float32, `rows_at_a_time` at a time."""

@@ -6,8 +6,10 @@ are calibrated on and which are held out. Where clips come from is the caller's 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +24,9 @@ from export.tokens import encoder
 HELD_OUT = 0.25
 """The last part of each clip, of whose turns nothing is calibrated on."""
 MAX_REPLY_TOKENS = 64
-SYSTEM, UNASKED, TURN, PIECE, WORD = "system", "unasked", "turn", "piece", "word"
+LARGE_CLIPS, LARGE_TURNS = 6, 12
+"""What is looked at of a model that does not fit in memory: encoding a frame takes it seconds."""
+UNASKED, TURN, PIECE, WORD = "unasked", "turn", "piece", "word"
 OWN, FILLED = "own", "filled"
 
 Step = Callable[[int, int], None]
@@ -59,6 +63,7 @@ class Conversation(Probe):
       decided: the token that the unquantised model chose after a part; -1 after `unasked`.
       states: of each turn: `silence`, `standby`, `response`, or `other` where the model broke the protocol.
       first_held_out: the first turn that is held out.
+      visual: (N, W) float32 of each frame, what the unquantised vision tower makes of it.
       replies: `own`: states and words are the unquantised model's, decided turn by turn; `filled`: each turn's state
         is what it chooses after a conversation of silence, and responses have no words. For models too large to be
         asked turn by turn.
@@ -70,6 +75,7 @@ class Conversation(Probe):
     decided: list[int] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
     first_held_out: int = 0
+    visual: list[np.ndarray] = field(default_factory=list)
     replies: str = OWN
 
     @property
@@ -102,8 +108,12 @@ class Spelling:
 def converse(
     checkpoint: Checkpoint, spelling: Spelling, clips: Sequence[Clip], step: Step | None = None
 ) -> list[Conversation]:
-    """Let the unquantised model answer each clip: turn by turn where it fits in memory, else in two passes."""
+    """Let the unquantised model answer each clip: turn by turn where it fits in memory, else in two passes over the
+    first turns of a few clips.
+    """
     model, found = FloatModel(checkpoint), []
+    if not model.fits:
+        clips = [_shortened(clip) for clip in clips[:LARGE_CLIPS]]
     total = sum(len(clip.frames) for clip in clips)
     for clip in clips:
         writer = _Writer(model, spelling, clip)
@@ -111,6 +121,31 @@ def converse(
         if step is not None:
             step(sum(len(c.frames) for c in found), total)
     return found
+
+
+def describe_turns(talks: Sequence[Conversation]) -> dict[str, Any]:
+    """What a manifest says about the turns that an export was calibrated on."""
+    digest = hashlib.sha256()
+    for talk in talks:
+        digest.update(talk.ids.astype("<i8").tobytes())
+        for patches, _, _ in talk.frames:
+            digest.update(patches.astype("<f4").tobytes())
+    return {
+        "clips": [talk.name for talk in talks],
+        "turns": sum(min(talk.first_held_out, len(talk.frames)) for talk in talks),
+        "held_out_turns": sum(len(talk.frames) - talk.first_held_out for talk in talks),
+        "tokens": sum(talk.calibration_tokens for talk in talks),
+        "replies": sorted({talk.replies for talk in talks}),
+        "sha256": digest.hexdigest(),
+    }
+
+
+def _shortened(clip: Clip) -> Clip:
+    """The first turns from its first question on."""
+    first = min(clip.questions, default=0)
+    turns = range(first, min(first + LARGE_TURNS, len(clip.frames)))
+    questions = {turn - first: text for turn, text in clip.questions.items() if turn in turns}
+    return replace(clip, frames=[clip.frames[turn] for turn in turns], questions=questions)
 
 
 class _Writer:
@@ -124,16 +159,18 @@ class _Writer:
         self._states = {tokens.silence: "silence", tokens.standby: "standby", tokens.response: "response"}
         self._stops = (tokens.im_end, tokens.end_of_text)
         self.frames = [_patches(frame, spelling.preprocess) for frame in clip.frames]
+        self._visual = model.vision(self.frames)
         self._first_question = min(clip.questions, default=len(clip.frames))
 
     def own(self) -> Conversation:
         """Turn by turn, with a cache."""
         talk = self._empty()
-        visual, self._caches, self._start = self._model.vision(self.frames), self._model.caches(), 0
+        self._caches, self._start = self._model.caches(), 0
         front = self._encode(self._spelling.protocol.system_text())
         for turn in range(len(self.frames)):
             asked = turn >= self._first_question
-            logits = self._append(talk, [*front, *self._prompt(turn)], TURN if asked else UNASKED, turn, visual[turn])
+            ids, role = [*front, *self._prompt(turn)], TURN if asked else UNASKED
+            logits = self._append(talk, ids, role, turn, self._visual[turn])
             reply = self._reply(talk, turn, logits) if asked else self._silent(talk)
             front = [*reply, *self._closing]
         return talk
@@ -164,8 +201,7 @@ class _Writer:
         """Two passes over the whole conversation: silence everywhere, then the states chosen after that."""
         asked = range(self._first_question, len(self.frames))
         first = self._written(dict.fromkeys(asked, self._tokens.silence))
-        visual = self._model.vision(self.frames)
-        embeds = first.embeds(self._model.embeddings(first.ids), visual)
+        embeds = first.embeds(self._model.embeddings(first.ids), self._visual)
         hidden = self._model.hidden(embeds, first.positions, self._model.caches())
         ends = [end for end, role in zip(first.ends, first.roles, strict=True) if role == TURN]
         chosen = {}
@@ -192,9 +228,8 @@ class _Writer:
         count, held_out = len(self.frames), self._clip.held_out
         kept = count - max(1, round(HELD_OUT * count)) if held_out is None else (0 if held_out else count)
         image_pad, merge = self._tokens.image_pad, self._spelling.preprocess.merge_size
-        return Conversation(
-            self.frames, [], image_pad, merge, name=self._clip.name, first_held_out=kept, replies=replies
-        )
+        talk = Conversation(self.frames, [], image_pad, merge, name=self._clip.name, first_held_out=kept)
+        return replace(talk, visual=self._visual, replies=replies)
 
     def _prompt(self, turn: int) -> list[int]:
         _, rows, columns = self.frames[turn]

@@ -5,22 +5,23 @@ Owns which tensors make up which weight, and in which precision. Holds one weigh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from edge.errors import CheckpointError
-from export.checkpoint import EMBEDDING, HEAD, TEXT, VISUAL, Checkpoint
+from export.checkpoint import EMBEDDING, TEXT, VISUAL, Checkpoint
 from export.key_offset import key_offset
 from export.native import key_offset_name
-from export.quantize import block_for, pack_int4, padded_width, quantize_blocks
+from export.plan import MAPS, PRECISIONS, QUANTIZED, Plan
+from export.quantize import block_for, pack_int4, padded_width, quantize_blocks, quantize_rows
 from export.weight_store import Columns, StoredTensor, WeightFile
 
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "int8", "int4": "int4"}
-QUANTIZED = ("int8", "int4")
 PIECE_VALUES = 4 << 20
 FLOAT16_MAX = 65504.0
+EMBEDDING_BLOCK = 128
+"""Columns of an int8 embedding table that share a scale."""
 
 Step = Callable[[int, int], None]
 """Called as weights are written: (done, total)."""
@@ -69,45 +70,84 @@ class WeightWriter:
           rows: K is filled up to it with zeros.
           width: each N_i is filled up to it with zeros.
         """
-        columns = _Columns(self.checkpoint, sources, rows, width)
-        for source, first in zip(sources, columns.firsts, strict=True):
-            self.columns[source] = Columns(name, first, first + self.checkpoint.entries[source].shape[0])
-        block = block_for(columns.k, self.block) if dtype in QUANTIZED else None
-        if dtype in QUANTIZED and (block is None or (dtype == "int4" and columns.n % 2)):
-            self.notes.append(
-                f"{name} stays float16: no block of 16 or more divides {columns.k}, or {columns.n} is odd"
-            )
-            block, dtype = None, "float16"
-        elif block is not None and block != self.block:
-            self.notes.append(f"{name} has blocks of {block}: K = {columns.k} is not a multiple of {self.block}")
+        columns = MatrixColumns(self.checkpoint, sources, rows, width)
+        dtype, block = self.fitting(name, columns, dtype)
         if dtype in ("float32", "float16"):
+            self._place(name, columns)
             pieces = (_convert(values, dtype, name) for values in columns.pieces(1))
             self.stored[f"{name}.weight"] = self.file.append(dtype, (columns.k, columns.n), pieces)
             return
         scales: list[np.ndarray] = []
-        codes = self._codes(columns, block or 1, dtype, scales)
-        self.stored[f"{name}.weight"] = self.file.append(dtype, (columns.k, columns.n), codes)
-        shape = (columns.k // (block or 1), columns.n)
-        self.stored[f"{name}.scale"] = self.file.append("float32", shape, scales)
+        self.codes(name, columns, dtype, block, self._nearest(columns, block, dtype, scales), scales)
+
+    def fitting(self, name: str, columns: MatrixColumns, dtype: str) -> tuple[str, int]:
+        """The dtype and block that a weight of this shape can have where `dtype` is wanted; says where they differ."""
+        if dtype not in QUANTIZED:
+            return dtype, 0
+        block = block_for(columns.k, self.block)
+        if block is None or (dtype == "int4" and columns.n % 2):
+            self.notes.append(
+                f"{name} stays float16: no block of 16 or more divides {columns.k}, or {columns.n} is odd"
+            )
+            return "float16", 0
+        if block != self.block:
+            self.notes.append(f"{name} has blocks of {block}: K = {columns.k} is not a multiple of {self.block}")
+        return dtype, block
+
+    def codes(
+        self,
+        name: str,
+        columns: MatrixColumns,
+        dtype: str,
+        block: int,
+        codes: Iterable[np.ndarray],
+        scales: Iterable[np.ndarray],
+    ) -> None:
+        """A quantised weight: codes (K, N) int8 in pieces along K, then scales (K / block, N) float32 in pieces."""
+        self._place(name, columns)
+        packed = (pack_int4(piece) if dtype == "int4" else piece for piece in codes)
+        self.stored[f"{name}.weight"] = self.file.append(dtype, (columns.k, columns.n), packed)
+        self.stored[f"{name}.scale"] = self.file.append("float32", (columns.k // block, columns.n), scales)
+
+    def _place(self, name: str, columns: MatrixColumns) -> None:
+        for source, first in zip(columns.sources, columns.firsts, strict=True):
+            self.columns[source] = Columns(name, first, first + self.checkpoint.entries[source].shape[0])
 
     def table(self, name: str, source: str, dtype: str) -> None:
-        """A weight that keeps its rows as they are: (rows, columns)."""
+        """A weight that keeps its rows as they are: (rows, columns). In int8 `name`.scale is beside it."""
         shape = self.checkpoint.entries[source].shape
+        block = block_for(shape[1], EMBEDDING_BLOCK) if dtype == "int8" else None
+        if dtype == "int8" and block is None:
+            self.notes.append(f"{name} stays float16: no block of 16 or more divides {shape[1]}")
+            dtype = "float16"
         pieces = self.checkpoint.rows(source, max(1, PIECE_VALUES // shape[1]))
-        self.stored[name] = self.file.append(dtype, shape, (_convert(rows, dtype, name) for rows in pieces))
+        if block is None:
+            self.stored[name] = self.file.append(dtype, shape, (_convert(rows, dtype, name) for rows in pieces))
+            return
+        scales: list[np.ndarray] = []
+
+        def codes() -> Iterator[np.ndarray]:
+            for rows in pieces:
+                piece, piece_scales = quantize_rows(rows, block)
+                scales.append(piece_scales)
+                yield piece
+
+        self.stored[name] = self.file.append("int8", shape, codes())
+        self.stored[f"{name}.scale"] = self.file.append("float32", (shape[0], shape[1] // block), scales)
 
     @staticmethod
-    def _codes(columns: _Columns, block: int, dtype: str, scales: list[np.ndarray]) -> Iterator[np.ndarray]:
+    def _nearest(columns: MatrixColumns, block: int, dtype: str, scales: list[np.ndarray]) -> Iterator[np.ndarray]:
         for values in columns.pieces(block):
             codes, piece_scales = quantize_blocks(values, block, dtype)
             scales.append(piece_scales)
-            yield pack_int4(codes) if dtype == "int4" else codes
+            yield codes
 
 
-class _Columns:
+class MatrixColumns:
     """Tensors (N_i, K), held as stored and handed out transposed, some of K at a time, filled up with zeros."""
 
     def __init__(self, checkpoint: Checkpoint, sources: list[str], rows: int | None, width: int | None) -> None:
+        self.sources = sources
         self._parts = [checkpoint.columns(source) for source in sources]
         self.firsts: list[int] = []  # where each tensor's columns start
         self.n = 0
@@ -116,6 +156,14 @@ class _Columns:
             self.n += width or part.shape[0]
         self._own_k = self._parts[0].shape[1]
         self.k = rows or self._own_k
+
+    def whole(self) -> np.ndarray:
+        """All of it, (K, N) float32."""
+        values, first = np.empty((self.k, self.n), np.float32), 0
+        for piece in self.pieces(1):
+            values[first : first + len(piece)] = piece
+            first += len(piece)
+        return values
 
     def pieces(self, multiple: int) -> Iterator[np.ndarray]:
         """(rows, N) float32, C-contiguous, rows a multiple of `multiple`; the last piece may be smaller."""
@@ -140,20 +188,15 @@ def _convert(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
     return values.astype(np.float16)
 
 
-def vision_precision(precision: str) -> str:
-    """Precision of the vision tower beside a decoder of `precision`."""
-    return "int8" if precision in QUANTIZED else precision
-
-
 def write_embeddings(writer: WeightWriter, precision: str) -> None:
     """The token embeddings, as rows."""
-    writer.table("embedding", EMBEDDING, "float32" if precision == "fp32" else "float16")
+    writer.table("embedding", EMBEDDING, PRECISIONS[precision])
 
 
 def write_vision(writer: WeightWriter, precision: str, step: Step) -> None:
-    """Every weight of the vision graph. A tower's linear maps are quantised to 8 bits, never to 4."""
+    """Every weight of the vision graph; `precision` of its linear maps is fp32, fp16 or int8, never 4 bits."""
     depth = writer.checkpoint.facts.vision.depth
-    dtype = PRECISIONS[vision_precision(precision)]
+    dtype = PRECISIONS[precision]
     writer.folded("patch_embed", VISUAL + "patch_embed.proj.weight", "float32" if precision == "fp32" else "float16")
     for block in range(depth):
         source, name = f"{VISUAL}blocks.{block}.", f"blocks.{block}."
@@ -161,7 +204,12 @@ def write_vision(writer: WeightWriter, precision: str, step: Step) -> None:
         _biased(writer, name + "qkv", [source + "attn.qkv"], dtype)
         _biased(writer, name + "attention_output", [source + "attn.proj"], dtype)
         writer.vector(name + "norm2", source + "norm2.weight")
-        _mlp(writer, name, source + "mlp.", dtype, biased=True)
+        width = inner_width(writer, name, source + "mlp.", quantized=dtype in QUANTIZED)
+        gate_up = [f"{source}mlp.gate_proj", f"{source}mlp.up_proj"]
+        writer.matrix(f"{name}gate_up", [f"{part}.weight" for part in gate_up], dtype, width=width)
+        writer.vector(f"{name}gate_up.bias", *(f"{part}.bias" for part in gate_up), width=width)
+        writer.matrix(f"{name}down", [f"{source}mlp.down_proj.weight"], dtype, rows=width)
+        writer.vector(f"{name}down.bias", f"{source}mlp.down_proj.bias")
         step(block + 1, depth + 1)
     writer.vector("merger.norm", VISUAL + "merger.ln_q.weight")
     _biased(writer, "merger.hidden", [VISUAL + "merger.mlp.0"], dtype)
@@ -174,54 +222,81 @@ def _biased(writer: WeightWriter, name: str, sources: list[str], dtype: str) -> 
     writer.vector(f"{name}.bias", *(f"{source}.bias" for source in sources))
 
 
-def _mlp(writer: WeightWriter, name: str, source: str, dtype: str, *, biased: bool = False) -> None:
-    """A gated MLP. Where no block divides its inner width, that is filled up with units that are always 0."""
-    width = own_width = writer.checkpoint.entries[f"{source}down_proj.weight"].shape[1]
-    if dtype in QUANTIZED:
-        width = padded_width(own_width, writer.block)
+def inner_width(writer: WeightWriter, name: str, source: str, *, quantized: bool) -> int:
+    """The inner width of a gated MLP. Where no block divides it, it is filled up with units that are always 0."""
+    own_width = writer.checkpoint.entries[f"{source}down_proj.weight"].shape[1]
+    width = padded_width(own_width, writer.block) if quantized else own_width
     note = f"{name.partition('.')[0]}: MLPs are {width} wide inside, no block of 16 or more divides {own_width}"
     if width != own_width and note not in writer.notes:
         writer.notes.append(note)
-    gate_up = [f"{source}gate_proj", f"{source}up_proj"]
-    writer.matrix(f"{name}gate_up", [f"{part}.weight" for part in gate_up], dtype, width=width)
-    if biased:
-        writer.vector(f"{name}gate_up.bias", *(f"{part}.bias" for part in gate_up), width=width)
-    writer.matrix(f"{name}down", [f"{source}down_proj.weight"], dtype, rows=width)
-    if biased:
-        writer.vector(f"{name}down.bias", f"{source}down_proj.bias")
+    return int(width)
 
 
 def write_decoder(
-    writer: WeightWriter, precision: str, embedding: StoredTensor, kv_dtypes: tuple[str, ...], step: Step
+    writer: WeightWriter, plan: Plan, embedding: StoredTensor, kv_dtypes: tuple[str, ...], step: Step
 ) -> None:
-    """Every weight of the decoder graph. A tied head that is not quantised refers to the bytes of `embedding`."""
+    """Every weight of the decoder graph, each rounded by itself."""
     facts = writer.checkpoint.facts.decoder
-    dtype = PRECISIONS[precision]
     for layer in range(facts.layers):
-        source, name = f"{TEXT}layers.{layer}.", f"layers.{layer}."
-        attention = [f"{source}self_attn.{part}_proj" for part in "qkv"]
-        writer.vector(name + "input_norm", source + "input_layernorm.weight")
-        writer.matrix(name + "qkv", [f"{part}.weight" for part in attention], dtype)
-        writer.vector(name + "qkv.bias", *(f"{part}.bias" for part in attention))
-        writer.matrix(name + "attention_output", [source + "self_attn.o_proj.weight"], dtype)
-        writer.vector(name + "post_norm", source + "post_attention_layernorm.weight")
-        _mlp(writer, name, source + "mlp.", dtype)
+        write_layer_vectors(writer, layer)
+        for name, columns in layer_maps(writer, plan, layer).items():
+            writer.matrix(name, columns.sources, plan.dtype(name), rows=columns.rows, width=columns.width)
         if kv_dtypes[layer] == "int8":
-            _key_offset(writer, layer)
+            offset = bias_offset(writer.checkpoint, layer)
+            if offset is not None:
+                writer.array(key_offset_name(layer), offset)
         step(layer + 1, facts.layers + 1)
-    writer.vector("final_norm", TEXT + "norm.weight")
-    if precision in QUANTIZED and block_for(facts.hidden_size, writer.block):
-        writer.matrix("head", [writer.checkpoint.head_name], "int8")  # it decides between close tokens: never 4 bits
-    elif facts.tied_embeddings:
-        writer.stored["head.weight"] = embedding
-    else:
-        writer.table("head.weight", HEAD, "float32" if precision == "fp32" else "float16")
+    write_head(writer, plan, embedding)
     step(facts.layers + 1, facts.layers + 1)
 
 
-def _key_offset(writer: WeightWriter, layer: int) -> None:
-    source, read = f"{TEXT}layers.{layer}.", writer.checkpoint.read
+def write_layer_vectors(writer: WeightWriter, layer: int) -> None:
+    """The norms of a decoder layer, and the bias of its qkv."""
+    source, name = f"{TEXT}layers.{layer}.", f"layers.{layer}."
+    writer.vector(name + "input_norm", source + "input_layernorm.weight")
+    writer.vector(name + "qkv.bias", *(f"{source}self_attn.{part}_proj.bias" for part in "qkv"))
+    writer.vector(name + "post_norm", source + "post_attention_layernorm.weight")
+
+
+@dataclass(frozen=True)
+class MapSource:
+    """Which tensors a decoder layer's map consists of; `rows` and `width` as in `WeightWriter.matrix`."""
+
+    sources: list[str]
+    rows: int | None = None
+    width: int | None = None
+
+
+def layer_maps(writer: WeightWriter, plan: Plan, layer: int) -> dict[str, MapSource]:
+    """The maps of a decoder layer by name, in the order in which a token meets them."""
+    source, name = f"{TEXT}layers.{layer}.", f"layers.{layer}."
+    quantized = any(plan.precision(f"{name}{part}") in QUANTIZED for part in ("gate_up", "down"))
+    width = inner_width(writer, name, source + "mlp.", quantized=quantized)
+    maps = {
+        "qkv": MapSource([f"{source}self_attn.{part}_proj.weight" for part in "qkv"]),
+        "attention_output": MapSource([f"{source}self_attn.o_proj.weight"]),
+        "gate_up": MapSource([f"{source}mlp.{part}_proj.weight" for part in ("gate", "up")], width=width),
+        "down": MapSource([f"{source}mlp.down_proj.weight"], rows=width),
+    }
+    return {name + part: maps[part] for part in MAPS}
+
+
+def write_head(writer: WeightWriter, plan: Plan, embedding: StoredTensor) -> None:
+    """The last norm and the head. A tied head that is not quantised refers to the bytes of `embedding` if it can."""
+    facts = writer.checkpoint.facts.decoder
+    writer.vector("final_norm", TEXT + "norm.weight")
+    if plan.head == "int8" and block_for(facts.hidden_size, writer.block):
+        writer.matrix("head", [writer.checkpoint.head_name], "int8")  # it decides between close tokens: never 4 bits
+        return
+    dtype = "float32" if plan.head == "fp32" else "float16"
+    if facts.tied_embeddings and embedding.dtype == dtype:
+        writer.stored["head.weight"] = embedding
+    else:
+        writer.table("head.weight", writer.checkpoint.head_name, dtype)
+
+
+def bias_offset(checkpoint: Checkpoint, layer: int) -> np.ndarray | None:
+    """The part of a layer's key bias that stays out of an int8 cache, by the rule of `key_offset`."""
+    source, read = f"{TEXT}layers.{layer}.", checkpoint.read
     keys, norm = source + "self_attn.k_proj.", read(source + "input_layernorm.weight")
-    offset = key_offset(read(keys + "bias"), read(keys + "weight"), norm, writer.checkpoint.facts.decoder.head_dim)
-    if offset is not None:
-        writer.array(key_offset_name(layer), offset)
+    return key_offset(read(keys + "bias"), read(keys + "weight"), norm, checkpoint.facts.decoder.head_dim)

@@ -147,7 +147,7 @@ def test_a_spoilt_file_of_a_bundle_is_named(cli, copied, name, spoil):
         (truncate, "not valid JSON"),
         (lambda path: path.write_text("[]"), "JSON object"),
         (lambda path: path.write_text('{"schema": "streamo.bundle/9"}'), "streamo.bundle/9"),
-        (lambda path: path.write_text('{"schema": "streamo.bundle/2"}'), "`manifest.json`"),
+        (lambda path: path.write_text('{"schema": "streamo.bundle/3"}'), "`manifest.json`"),
     ],
 )
 def test_a_spoilt_manifest_is_explained(cli, copied, spoil, found):

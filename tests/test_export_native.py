@@ -20,6 +20,7 @@ from tiny_checkpoint import write_checkpoint
 
 from edge import contract, native
 from edge.bundle import open_bundle
+from edge.embeddings import Embeddings
 from edge.errors import BundleError, UsageError
 from export import graph_check, proof
 from export.api import export_checkpoint
@@ -107,9 +108,8 @@ def test_native_graphs_compute_what_the_stock_graphs_compute(
     frames = run_vision(native_graph(folder / manifest.vision.native_file), own, bundles, probe)
     assert greatest_error(frames, expected) <= 1e-4
 
-    dtype = manifest.embedding.dtype
-    table = np.fromfile(folder / manifest.embedding.file, dtype).reshape(manifest.embedding.rows, -1)
-    appends = probe.appends(table[probe.ids].astype(np.float32), expected)
+    rows = Embeddings(manifest.embedding, folder / manifest.embedding.file).rows(probe.ids.tolist())
+    appends = probe.appends(rows.astype(np.float32), expected)
     wanted = run_decoder(GraphSession(folder / manifest.decoder.file, EXACT), stock, bundles, probe, appends)
     found = run_decoder(native_graph(folder / manifest.decoder.native_file), own, bundles, probe, appends)
     assert greatest_error(found, wanted) <= limit

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apps.cli import console
 from apps.cli.bundles import KV, WEIGHTS, extra_packages
-from apps.cli.inspect import print_parity
-from edge.errors import MemoryBudgetError
+from apps.cli.inspect import print_parity, print_precision
+from edge.errors import MemoryBudgetError, UsageError
 from edge.memory import available_bytes, bytes_text
 
 if TYPE_CHECKING:
     from export.preflight import Preflight
+    from export.turns import Clip
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,18 +27,85 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--adapter", metavar="DIR", help="LoRA adapter (PEFT's or ms-swift's folder) to merge into CHECKPOINT"
     )
     parser.add_argument("--weights", choices=WEIGHTS, default="fp32", help="default fp32")
-    parser.add_argument("--kv", choices=KV, help="of the KV cache; default int8 with int8 or int4 weights, else fp32")
+    parser.add_argument(
+        "--kv",
+        choices=("auto", *KV),
+        help="of the KV cache; auto chooses for each layer; default auto with int8 or int4 weights, else fp32",
+    )
+    _add_precisions(parser)
     parser.add_argument("--allow-mismatch", action="store_true", help="write the bundle even when parity fails")
     parser.add_argument("--force", action="store_true", help="replace BUNDLE where it exists")
     parser.add_argument("--dry-run", action="store_true", help="check the checkpoint, say what it will take, and end")
     parser.add_argument("--json", action="store_true", help="print the parity report as JSON")
 
 
+def _add_precisions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--method",
+        choices=("nearest", "gptq"),
+        help="how weights are rounded; gptq fits them to real turns; default gptq for int4, else nearest",
+    )
+    parser.add_argument(
+        "--block",
+        type=int,
+        choices=(32, 64, 128),
+        default=32,
+        help="weights that share a scale in int8 and int4; default 32",
+    )
+    parser.add_argument("--vision", choices=("fp32", "fp16", "int8"), help="of the vision tower; default as --weights")
+    parser.add_argument("--embedding", choices=("fp32", "fp16", "int8"), help="of the embedding table; likewise")
+    parser.add_argument(
+        "--layer",
+        action="append",
+        type=_layer_choice,
+        metavar="NAME=PRECISION",
+        help="precision of one weight: layers.3.down=int8, layers.0=fp16, head=fp16; as often as you like",
+    )
+    parser.add_argument(
+        "--calibration",
+        nargs="+",
+        metavar="CLIP",
+        help="videos of your own whose turns weights and caches are fitted to; default the demonstration's world",
+    )
+    parser.add_argument(
+        "--questions", metavar="FILE", help="asked of the clips: one a line, or `SECONDS: question`; with --calibration"
+    )
+
+
+def _layer_choice(text: str) -> tuple[str, str]:
+    name, separator, precision = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"expected NAME=PRECISION, found {text!r}")
+    return name, precision
+
+
+def _clips(args: argparse.Namespace) -> list[Clip] | None:
+    """What to calibrate on; None where nothing is."""
+    from apps.cli.calibration import read_clips, read_questions
+
+    if args.questions and not args.calibration:
+        raise UsageError("`--questions` needs the clips that they are asked of", hint="Add `--calibration CLIP ...`")
+    if args.calibration:
+        return read_clips(args.calibration, read_questions(args.questions))
+    if args.method == "gptq" or (args.method is None and args.weights == "int4"):
+        from apps.demo.clips import demo_clips
+
+        return demo_clips()
+    return None
+
+
 def run(args: argparse.Namespace) -> int:
     with extra_packages("export", "Export"):
         from export.api import export_checkpoint, preflight
 
-        needs = preflight(args.checkpoint, args.output, weights=args.weights, adapter=args.adapter)
+        chosen: dict[str, Any] = {
+            "weights": args.weights,
+            "block_size": args.block,
+            "vision": args.vision,
+            "embedding": args.embedding,
+            "layers": dict(args.layer or ()),
+        }
+        needs = preflight(args.checkpoint, args.output, adapter=args.adapter, **chosen)
         _say_needs(needs)
         if args.dry_run:
             return _dry_run(args, needs)
@@ -45,14 +114,17 @@ def run(args: argparse.Namespace) -> int:
             manifest = export_checkpoint(
                 args.checkpoint,
                 args.output,
-                weights=args.weights,
                 kv=args.kv,
+                method=args.method,
+                clips=_clips(args),
                 allow_mismatch=args.allow_mismatch,
                 progress=progress,
                 overwrite=args.force,
                 adapter=args.adapter,
+                **chosen,
             )
     file = console.report_stream(args.json)
+    print_precision(manifest, file)
     print_parity(manifest.parity, file)
     total_bytes = sum(facts.bytes for facts in manifest.files.values())
     kv = "/".join(sorted(set(manifest.kv_dtypes)))
@@ -60,6 +132,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"Wrote `{args.output}`: {size}, weights {args.weights}, KV cache {kv}", file=file, flush=True)
     if args.json:
         written = {"bundle": args.output, "weights": args.weights, "kv_dtypes": list(manifest.kv_dtypes)}
+        written |= {"precision": dataclasses.asdict(manifest.precision)}
+        written |= {"kv_layers": [dataclasses.asdict(layer) for layer in manifest.kv_layers]}
         console.print_json({**written, "bytes": total_bytes, "parity": manifest.parity})
     return 0
 
@@ -76,8 +150,6 @@ def _say_needs(needs: Preflight) -> None:
 
 def _dry_run(args: argparse.Namespace, needs: Preflight) -> int:
     """What would be done, without doing it."""
-    import dataclasses
-
     rows = [
         ("checkpoint", f"{needs.parameters / 1e9:.2f} billion parameters, {needs.layers} layers"),
         ("bundle", f"about {bytes_text(needs.bundle_bytes)}, weights {args.weights}"),

@@ -13,6 +13,9 @@ from apps.cli import console
 
 if TYPE_CHECKING:
     from edge.bundle import Bundle
+    from edge.contract import Manifest
+
+WORST = 3
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
         console.print_json(document)
     else:
         _print(document)
+        print_precision(bundle.manifest, sys.stdout)
+        print_parity(bundle.manifest.parity, sys.stdout)
     return 0
 
 
@@ -51,6 +56,9 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "decoder": dataclasses.asdict(manifest.decoder_facts),
         "vision": dataclasses.asdict(manifest.vision_facts),
         "weights": {"vision": manifest.vision.weights, "decoder": manifest.decoder.weights},
+        "embedding": dataclasses.asdict(manifest.embedding),
+        "precision": dataclasses.asdict(manifest.precision),
+        "kv_layers": [dataclasses.asdict(layer) for layer in manifest.kv_layers],
         "weights_bytes": {"vision": manifest.vision.weights_bytes, "decoder": manifest.decoder.weights_bytes},
         "files": {name: facts.bytes for name, facts in manifest.files.items()},
         "total_bytes": sum(facts.bytes for facts in manifest.files.values()),
@@ -106,7 +114,6 @@ def _print(document: dict[str, Any]) -> None:
     console.facts("source", [(key, value) for key, value in document["source"].items()], sys.stdout)
     files = [(name, size(count)) for name, count in document["files"].items()]
     console.facts("files", [*files, ("total", size(document["total_bytes"]))], sys.stdout)
-    print_parity(document["parity"], sys.stdout)
 
 
 def _memory_text(document: dict[str, Any]) -> str:
@@ -115,6 +122,40 @@ def _memory_text(document: dict[str, Any]) -> str:
     if document["free_bytes"] is None:
         return text
     return f"{text}; {size(document['free_bytes'])} is free here: at most {document['turns_that_fit']} turns"
+
+
+def print_precision(manifest: Manifest, file: Any) -> None:
+    """How the decoder's weights were rounded, which differ and why, and what was chosen for each layer's cache."""
+    precision, table = manifest.precision, manifest.embedding
+    rows = [("embedding table", table.dtype), ("head", precision.head)]
+    if precision.method:
+        rows.insert(0, ("rounding", f"{precision.method}, blocks of {precision.block_size}"))
+    if precision.calibration:
+        found = precision.calibration
+        turns = f"{found['turns']} turns of {len(found['clips'])} clips"
+        rows.append(("calibrated on", f"{turns}, {found['tokens']} tokens"))
+    if precision.output_errors:
+        worst = sorted(precision.output_errors.items(), key=lambda item: -item[1])[:WORST]
+        rows.append(("largest errors", ", ".join(f"{name} {error:.2g}" for name, error in worst)))
+    console.facts("precision", rows, file)
+    if precision.overrides:
+        chosen = [(one.name, one.weights, one.reason) for one in precision.overrides]
+        console.table("weights that differ", ("weight", "precision", "reason"), chosen, file)
+    if manifest.kv_layers:
+        kinds = list(dict.fromkeys(kind for layer in manifest.kv_layers for kind in layer.errors))
+        layers = [
+            (
+                str(i),
+                layer.dtype,
+                layer.offset,
+                _short(layer.largest_pair),
+                *(_short(layer.errors[kind]) if kind in layer.errors else "-" for kind in kinds),
+                layer.reason,
+            )
+            for i, layer in enumerate(manifest.kv_layers)
+        ]
+        headings = ("layer", "cache", "offset", "common/own", *(f"error {kind}" for kind in kinds), "reason")
+        console.table("KV cache by layer", headings, layers, file)
 
 
 def print_parity(parity: dict[str, Any], file: Any) -> None:

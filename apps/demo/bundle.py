@@ -32,15 +32,22 @@ def demo_bundle(
       ParityError: the export on this machine does not compute what PyTorch computed.
       OutputError: neither the cache nor the temporary folder can be written.
     """
+    from apps.demo.clips import demo_clips
     from export.api import export_checkpoint
 
     folder = _cache_folder() / f"demo-{_fingerprint()}-{weights}{f'-kv-{kv}' if kv else ''}"
     try:
         open_bundle(folder)
     except BundleError:
-        reference = RECORDED_REFERENCE
         export_checkpoint(
-            CHECKPOINT, folder, weights=weights, kv=kv, progress=progress, overwrite=True, reference=reference
+            CHECKPOINT,
+            folder,
+            weights=weights,
+            kv=kv,
+            clips=demo_clips() if weights == "int4" else None,
+            progress=progress,
+            overwrite=True,
+            reference=RECORDED_REFERENCE,
         )
     return folder
 
