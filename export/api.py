@@ -270,6 +270,15 @@ def _digest(clips: Sequence[Clip]) -> str:
     return digest.hexdigest()
 
 
+def conversations(checkpoint_dir: str | Path, clips: Sequence[Clip]) -> list[Conversation]:
+    """What a checkpoint says about clips when nothing is quantised.
+
+    Raises:
+      CheckpointError: the checkpoint cannot be exported.
+    """
+    return _converse(_open(Path(checkpoint_dir), None), clips, lambda stage, done, total: None)
+
+
 def _converse(source: _Source, clips: Sequence[Clip], report: Progress) -> list[Conversation]:
     """What the unquantised model says about the clips."""
     if not clips:

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from edge.contract import VISION_COS, VISION_SIN, WINDOW_MASK
 from edge.rope import decoder_rope, frame_tables
 from export.checkpoint import TEXT, VISUAL, Checkpoint
 from export.float_layers import (
@@ -85,7 +86,8 @@ class FloatModel:
             linear = partial(self._linear, prefix, VISION_MAPS, True, self._layer(prefix))
             vector = partial(self._vector, prefix, {})
             for i, grid in enumerate(grids):
-                cos, sin, mask = tables[grid]
+                feeds = tables[grid].feeds
+                cos, sin, mask = (feeds[name] for name in (VISION_COS, VISION_SIN, WINDOW_MASK))
                 attend = vision_attention(tower, cos, sin, None if block in tower.full_attention_blocks else mask)
                 values[i] = vision_block(values[i], attend, linear, vector, VISION_EPSILON)
         return [self._merge(value) for value in values]

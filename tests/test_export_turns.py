@@ -23,7 +23,7 @@ QUESTION = "What now?"
 def source(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("turns")
     write_checkpoint(folder, layers=2)
-    return _open(folder)
+    return _open(folder, None)
 
 
 def spelling(source: Any) -> Spelling:

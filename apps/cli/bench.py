@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from apps.cli import bench_day, bench_kernels, console
+from apps.cli import bench_day, bench_kernels, bench_quantisation, console
 from apps.cli.bench_card import report
 from apps.cli.bundles import add_bundle, chosen_bundle
 from apps.cli.parsing import number, thread_count
@@ -18,6 +18,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _configure_turn(what.add_parser("turn", help="one second of a stream after 10, 30 and 120 of them"))
     bench_kernels.configure(what.add_parser("kernels", help="each native kernel beside what else could do its work"))
     bench_day.configure(what.add_parser("day", help="86,400 turns: memory, speed and quality by the hour"))
+    bench_quantisation.configure(
+        what.add_parser("quantisation", help="the shipped model through every precision: bytes, divergence, F1, time")
+    )
 
 
 def _configure_turn(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +39,12 @@ def _configure_turn(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return {"turn": _run_turn, "kernels": bench_kernels.run, "day": bench_day.run}[args.what](args)
+    return {
+        "turn": _run_turn,
+        "kernels": bench_kernels.run,
+        "day": bench_day.run,
+        "quantisation": bench_quantisation.run,
+    }[args.what](args)
 
 
 def _run_turn(args: argparse.Namespace) -> int:
