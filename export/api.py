@@ -129,7 +129,7 @@ def export_checkpoint(
         decoder_writer = made.writer
         report("parity", 0, 1)
         kv_dtypes = made.kv_dtypes if native else None
-        written = Written(bundle.folder, checkpoint, weights, vision_writer, decoder_writer, table, kv_dtypes)
+        written = Written(bundle.folder, checkpoint, plan.coarsest, vision_writer, decoder_writer, table, kv_dtypes)
         parity = prove(written, source.probe, recorded)
         report("parity", 1, 1)
         if not allow_mismatch:

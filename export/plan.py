@@ -57,9 +57,15 @@ class Plan:
         return self.weights in QUANTIZED or any(o.weights in QUANTIZED for o in self.overrides.values())
 
     @property
+    def coarsest(self) -> str:
+        """The precision with the fewest bits of any weight of the bundle: what its errors are judged by."""
+        every = {self.weights, self.vision, self.embedding, self.head, *(o.weights for o in self.overrides.values())}
+        return max(every, key=list(PRECISIONS).index)
+
+    @property
     def rounded(self) -> bool:
         """Whether any weight of the bundle has 8 bits or fewer."""
-        return self.quantized or bool({self.vision, self.embedding, self.head} & set(QUANTIZED))
+        return self.coarsest in QUANTIZED
 
     def replaced(self, *overrides: WeightOverride) -> Plan:
         """The plan with more overrides."""

@@ -108,11 +108,11 @@ def test_a_model_too_large_to_ask_turn_by_turn_fills_in_states_and_says_so(
     monkeypatch.setattr(turns_module, "FloatModel", lambda checkpoint: FloatModel(checkpoint, keep_bytes=0))
     (talk,) = converse(source.checkpoint, spelling(source), [clip()])
     tokens: TokenIds = source.tokens
-    assert talk.replies == FILLED and len(talk.parts) == 6
-    assert set(talk.roles) == {UNASKED, TURN} and talk.decided[0] == -1
+    assert talk.replies == FILLED and len(talk.parts) == 5  # from the first question on
+    assert set(talk.roles) == {TURN}
     firsts = {tokens.silence[0], tokens.standby[0], tokens.response[0]}
-    assert set(talk.decided[1:]) <= firsts
-    for before, part in zip(talk.decided[1:], talk.parts[2:], strict=False):
+    assert set(talk.decided) <= firsts
+    for before, part in zip(talk.decided, talk.parts[1:], strict=False):
         assert part[0] == before and part[1] == tokens.im_end
     np.testing.assert_array_equal(talk.positions[:, 0], 0)
     assert talk.positions.shape == (3, len(talk.ids))
