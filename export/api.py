@@ -107,11 +107,8 @@ def export_checkpoint(
     report = progress or (lambda stage, done, total: None)
     source = _open(Path(checkpoint_dir), adapter)
     checkpoint = source.checkpoint
-    method = method or (GPTQ if clips else NEAREST)
     choices: dict[str, Any] = {"block": block_size, "vision": vision, "embedding": embedding, "layers": layers}
-    plan = make_plan(weights, method=method, facts=checkpoint.facts.decoder, **choices)
-    if plan.method == GPTQ and not clips:
-        raise UsageError(f"Method {GPTQ} needs turns to calibrate on", hint="Give clips, or choose `nearest`")
+    plan = make_plan(weights, method=_method(method, clips), facts=checkpoint.facts.decoder, **choices)
     kv_wanted, native = _cache(source, plan, kv)
     recorded = load_expected(Path(reference), checkpoint, source.probe) if reference else None
     if recorded is None:
@@ -126,36 +123,59 @@ def export_checkpoint(
         tower, vision_writer = _write_vision(bundle, checkpoint, plan, native, report)
         talks = _converse(source, clips or [], report)
         made = _write_decoder(bundle, checkpoint, plan, table, native, kv_wanted, talks, report)
-        decoder_writer = made.writer
         report("parity", 0, 1)
         kv_dtypes = made.kv_dtypes if native else None
-        written = Written(bundle.folder, checkpoint, plan.coarsest, vision_writer, decoder_writer, table, kv_dtypes)
+        written = Written(bundle.folder, checkpoint, plan.coarsest, vision_writer, made.writer, table, kv_dtypes)
         parity = prove(written, source.probe, recorded)
         report("parity", 1, 1)
         if not allow_mismatch:
             require_parity(parity)
-        manifest = Manifest(
-            schema=contract.MANIFEST_SCHEMA,
-            tool=_tool(),
-            source=_provenance(checkpoint, [*source.notes, *vision_writer.notes, *decoder_writer.notes]),
-            decoder_facts=checkpoint.facts.decoder,
-            vision_facts=checkpoint.facts.vision,
-            preprocess=source.preprocess,
-            protocol=STREAMO,
-            tokens=source.tokens,
-            embedding=_embedding_table(table),
-            vision=tower,
-            decoder=made.component,
-            kv_dtypes=made.kv_dtypes,
-            files=dict(sorted(bundle.files.items())),
-            stream=source.stream.defaults,
-            parity=parity,
-            key_offset_layers=_key_offset_layers(decoder_writer),
-            precision=made.precision,
-            kv_layers=tuple(made.kv_layers),
-        )
+        manifest = _manifest(source, bundle, table, (tower, vision_writer), made, parity)
         bundle.publish(manifest)
     return manifest
+
+
+def _method(wanted: str | None, clips: Sequence[Clip] | None) -> str:
+    """How weights are rounded.
+
+    Raises:
+      UsageError: by turns, of which there are none.
+    """
+    if wanted == GPTQ and not clips:
+        raise UsageError(f"Method {GPTQ} needs turns to calibrate on", hint="Give clips, or choose `nearest`")
+    return wanted or (GPTQ if clips else NEAREST)
+
+
+def _manifest(
+    source: _Source,
+    bundle: BundleWriter,
+    table: Mapping[str, StoredTensor],
+    vision: tuple[Component, WeightWriter],
+    decoder: _Decoder,
+    parity: dict[str, Any],
+) -> Manifest:
+    """What is to be known of a bundle that is written."""
+    checkpoint, (tower, vision_writer) = source.checkpoint, vision
+    return Manifest(
+        schema=contract.MANIFEST_SCHEMA,
+        tool=_tool(),
+        source=_provenance(checkpoint, [*source.notes, *vision_writer.notes, *decoder.writer.notes]),
+        decoder_facts=checkpoint.facts.decoder,
+        vision_facts=checkpoint.facts.vision,
+        preprocess=source.preprocess,
+        protocol=STREAMO,
+        tokens=source.tokens,
+        embedding=_embedding_table(table),
+        vision=tower,
+        decoder=decoder.component,
+        kv_dtypes=decoder.kv_dtypes,
+        files=dict(sorted(bundle.files.items())),
+        stream=source.stream.defaults,
+        parity=parity,
+        key_offset_layers=_key_offset_layers(decoder.writer),
+        precision=decoder.precision,
+        kv_layers=tuple(decoder.kv_layers),
+    )
 
 
 def preflight(
