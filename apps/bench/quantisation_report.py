@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+LEAST_KL = 1e-7
+"""Drawn for all that is smaller."""
+
 COLUMNS = (
     ("weights and KV cache", "name", "{}"),
     ("bundle MB", "bundle_bytes", "{:.2f}"),
@@ -44,34 +47,25 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Divergence over the decoder's bytes, and F1 over the same where it was measured."""
+    """One line for every precision: the decoder's bytes, divergence, and F1 where it was measured."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    scored = any("response_f1" in row for row in rows)
-    figure, axes = pyplot.subplots(1, 1 + scored, figsize=(5 + 5 * scored, 4.5), constrained_layout=True, squeeze=False)
-    kinds = {"gptq": ("C2", "o", "GPTQ"), "nearest": ("C1", "s", "round to nearest"), None: ("0.4", "^", "float")}
-    for row in rows:
-        colour, marker, label = kinds[row["method"]]
-        filled = colour if row["kv"] == "int8" else "none"
-        style: dict[str, Any] = {"color": colour, "marker": marker, "markerfacecolor": filled, "linestyle": "none"}
-        megabytes = row["decoder_bytes"] / 1e6
-        note = f"{row['weights']}/{row['block']}" if row["method"] else row["weights"]
-        points = [("kl_mean", max(row["kl_mean"], 1e-12)), ("response_f1", row.get("response_f1"))]
-        for plot, (_, value) in zip(axes[0], points, strict=False):
-            plot.plot(megabytes, value, **style)
-            plot.annotate(note, (megabytes, value), textcoords="offset points", xytext=(5, 4), fontsize=7)
-    axes[0][0].set_yscale("log")
-    axes[0][0].set_ylabel("mean KL to the unquantised model, held-out turns")
-    if scored:
-        axes[0][1].set_ylabel("response F1, free-running")
-    for colour, marker, label in kinds.values():
-        axes[0][0].plot([], [], color=colour, marker=marker, linestyle="none", label=label)
-    axes[0][0].plot([], [], color="k", marker="o", linestyle="none", label="filled: int8 KV cache")
-    axes[0][0].legend(fontsize=8)
-    for plot in axes[0]:
-        plot.set_xlabel("decoder weights, MB")
-        plot.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    panels = [("decoder_bytes", "decoder weights, MB"), ("kl_mean", "mean KL to the unquantised model")]
+    panels += [("response_f1", "response F1, free-running")] * any("response_f1" in row for row in rows)
+    height = 1.2 + 0.32 * len(rows)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 + 3 * len(panels), height), sharey=True, squeeze=False)
+    colours = {"gptq": "C2", "nearest": "C1", None: "0.5"}
+    names = [row["name"] for row in rows]
+    for plot, (key, label) in zip(axes[0], panels, strict=True):
+        values = [row[key] / 1e6 if key == "decoder_bytes" else max(row[key], LEAST_KL) for row in rows]
+        plot.barh(names, values, color=[colours[row["method"]] for row in rows], height=0.7)
+        plot.set_xlabel(label)
+        plot.grid(alpha=0.3, axis="x")
+        if key == "kl_mean":
+            plot.set_xscale("log")
+    axes[0][0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
