@@ -100,6 +100,9 @@ def _options(runtime: Any, weights: str, threads: int | None, library: Path | No
     if weights == "int8" and _version(runtime.__version__) < _FIRST_WITH_INT8_BLOCKS:
         # Else 8-bit blocks would be dequantised again on every run; so they become float32 once, at load.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+    # Threads that spin between operators take a core from whoever else needs it, and power from a device that works a
+    # few milliseconds a second; on two cores a turn is faster without, too (docs/benchmarks.md).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     if library is not None:
