@@ -271,7 +271,7 @@ def test_the_caches_take_the_bytes_that_the_manifest_announces(models: Models) -
         bundle = open_bundle(folder)
         backend = OrtBackend(bundle)
         backend.allocate_cache(100)
-        assert sum(array.nbytes for array in backend._cache) == 100 * bundle.manifest.kv_bytes_per_token
+        assert sum(array.nbytes for array in backend.cache.values()) == 100 * bundle.manifest.kv_bytes_per_token
 
 
 def offsets(models: Models, kind: str) -> set[str]:

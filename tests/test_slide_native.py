@@ -22,7 +22,8 @@ class OpenedBackend(OrtBackend):
     """The backend with its float32 caches within reach."""
 
     def cache_arrays(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [(keys[0], values[0]) for keys, values in zip(self._cache[::2], self._cache[1::2], strict=True)]
+        arrays = list(self.cache.values())
+        return [(keys[0], values[0]) for keys, values in zip(arrays[::2], arrays[1::2], strict=True)]
 
 
 @pytest.fixture(scope="module")

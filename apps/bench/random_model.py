@@ -31,6 +31,7 @@ PATCH, MERGE = 14, 2
 HEAD_BLOCK = 32
 VISION_BLOCK = 32
 LOUD_PAIRS = 4
+PIECE_VALUES = 4 << 20
 STEADY_GAIN = 0.2
 """How much a random layer adds to its input, so that numbers stay finite through all of them."""
 
@@ -74,8 +75,7 @@ class RandomWeights:
     def matrix(self, name: str, inputs: int, outputs: int, dtype: str, block: int) -> None:
         """Quantised codes (K, N) and their scales; float32 and float16 weights have none."""
         if dtype in ("float32", "float16"):
-            values = self._random.standard_normal((inputs, outputs), np.float32) * np.float32(inputs**-0.5)
-            self.stored[f"{name}.weight"] = self._file.append(dtype, (inputs, outputs), [values.astype(dtype)])
+            self.stored[f"{name}.weight"] = self.table((inputs, outputs), dtype, inputs**-0.5)
             return
         code_bytes = inputs * outputs // (2 if dtype == "int4" else 1)
         self.stored[f"{name}.weight"] = self._file.append(dtype, (inputs, outputs), self._bytes(code_bytes))
@@ -83,6 +83,13 @@ class RandomWeights:
         scale = STEADY_GAIN * 3**0.5 / largest / inputs**0.5
         scales = self._random.random((-(-inputs // block), outputs), np.float32) * np.float32(scale) + np.float32(scale)
         self.stored[f"{name}.scale"] = self._file.append("float32", scales.shape, [scales])
+
+    def table(self, shape: tuple[int, int], dtype: str, spread: float) -> Any:
+        """Normal numbers around 0, with nothing beside them."""
+        rows = max(1, PIECE_VALUES // shape[1])
+        counts = (min(rows, shape[0] - first) for first in range(0, shape[0], rows))
+        pieces = (self._random.standard_normal((count, shape[1]), np.float32) * np.float32(spread) for count in counts)
+        return self._file.append(dtype, shape, (piece.astype(dtype) for piece in pieces))
 
     def _bytes(self, count: int) -> Iterator[np.ndarray]:
         while count:
@@ -129,27 +136,13 @@ def decoder_facts(size: str, layers: int | None) -> DecoderFacts:
 
 def _write_decoder(folder: Path, facts: DecoderFacts, block: int, kv: str) -> None:
     from export.decoder import build_decoder
-    from export.native import NativeOperators, key_offset_name
+    from export.native import NativeOperators
     from export.stock import StockOperators
     from export.weight_store import WeightFile
 
-    width, inner = facts.hidden_size, facts.intermediate_size
-    queries, keys = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
     with WeightFile(folder / "decoder.onnx.data") as file:
         weights = RandomWeights(file, seed=21)
-        for layer in range(facts.layers):
-            name = f"layers.{layer}."
-            weights.vector(name + "input_norm", width, around=1.0)
-            weights.matrix(name + "qkv", width, queries + 2 * keys, "int4", block)
-            weights.vector(name + "qkv.bias", queries + 2 * keys)
-            weights.matrix(name + "attention_output", queries, width, "int4", block)
-            weights.vector(name + "post_norm", width, around=1.0)
-            weights.matrix(name + "gate_up", width, 2 * inner, "int4", block)
-            weights.matrix(name + "down", inner, width, "int4", block)
-            if kv == "int8":
-                weights.key_offset(key_offset_name(layer), facts.num_kv_heads, facts.head_dim)
-        weights.vector("final_norm", width, around=1.0)
-        weights.matrix("head", width, facts.vocab_size, "int8", HEAD_BLOCK)
+        add_decoder(weights, facts, "int4", block, kv)
     native = NativeOperators.of((kv,) * facts.layers)
     for name, operators in ((contract.DECODER_FILE, StockOperators), (contract.NATIVE_DECODER_FILE, native)):
         builder = build_decoder(facts, weights.stored, operators=operators)
@@ -157,38 +150,86 @@ def _write_decoder(folder: Path, facts: DecoderFacts, block: int, kv: str) -> No
         (folder / name).write_bytes(builder.serialize("decoder", "benchmark", functions))
 
 
+def add_decoder(
+    weights: RandomWeights, facts: DecoderFacts, dtype: str, block: int, kv: str, embedding: Any = None
+) -> None:
+    """Every weight of a decoder.
+
+    Args:
+      dtype: of the linear maps; quantised ones have a head of 8 bits.
+      kv: int8 or float32; each layer's keys have an offset in an int8 cache.
+      embedding: where the stored embedding table lies, which a tied head that is not quantised refers to.
+    """
+    from export.native import key_offset_name
+
+    width, inner = facts.hidden_size, facts.intermediate_size
+    queries, keys = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
+    for layer in range(facts.layers):
+        name = f"layers.{layer}."
+        weights.vector(name + "input_norm", width, around=1.0)
+        weights.matrix(name + "qkv", width, queries + 2 * keys, dtype, block)
+        weights.vector(name + "qkv.bias", queries + 2 * keys)
+        weights.matrix(name + "attention_output", queries, width, dtype, block)
+        weights.vector(name + "post_norm", width, around=1.0)
+        weights.matrix(name + "gate_up", width, 2 * inner, dtype, block)
+        weights.matrix(name + "down", inner, width, dtype, block)
+        if kv == "int8":
+            weights.key_offset(key_offset_name(layer), facts.num_kv_heads, facts.head_dim)
+    weights.vector("final_norm", width, around=1.0)
+    if dtype in ("int8", "int4"):
+        weights.matrix("head", width, facts.vocab_size, "int8", HEAD_BLOCK)
+    elif facts.tied_embeddings and embedding is not None:
+        weights.stored["head.weight"] = embedding
+    else:
+        weights.stored["head.weight"] = weights.table((facts.vocab_size, width), dtype, width**-0.5)
+
+
 def _write_vision(folder: Path, size: str) -> None:
-    from export.config import ModelFacts
     from export.native import NativeOperators
-    from export.quantize import padded_width
     from export.stock import StockOperators
     from export.vision import build_vision
     from export.weight_store import WeightFile
 
-    tower = TOWERS[size]
-    facts = ModelFacts(DECODERS[size], tower, PATCH, MERGE, 2)
-    width, inner = tower.hidden_size, padded_width(tower.intermediate_size, VISION_BLOCK)
-    merged = width * MERGE**2
+    facts = model_facts(DECODERS[size], TOWERS[size])
     with WeightFile(folder / "vision.onnx.data") as file:
         weights = RandomWeights(file, seed=22)
-        weights.matrix("patch_embed", facts.patch_values, width, "float16", VISION_BLOCK)
-        for block in range(tower.depth):
-            name = f"blocks.{block}."
-            for norm in ("norm1", "norm2"):
-                weights.vector(name + norm, width, around=1.0)
-            for part, inputs, outputs in (
-                ("qkv", width, 3 * width),
-                ("attention_output", width, width),
-                ("gate_up", width, 2 * inner),
-                ("down", inner, width),
-            ):
-                weights.matrix(name + part, inputs, outputs, "int8", VISION_BLOCK)
-                weights.vector(f"{name}{part}.bias", outputs)
-        weights.vector("merger.norm", width, around=1.0)
-        for part, outputs in (("hidden", merged), ("output", tower.out_hidden_size)):
-            weights.matrix(f"merger.{part}", merged, outputs, "int8", VISION_BLOCK)
-            weights.vector(f"merger.{part}.bias", outputs)
+        add_vision(weights, facts, "int8")
     native = NativeOperators.of(("int8",) * facts.decoder.layers)
     for name, operators in ((contract.VISION_FILE, StockOperators), (contract.NATIVE_VISION_FILE, native)):
         builder = build_vision(facts, weights.stored, operators=operators)
         (folder / name).write_bytes(builder.serialize("vision", "benchmark"))
+
+
+def model_facts(decoder: DecoderFacts, tower: VisionFacts) -> Any:
+    """Both parts as `export` takes them."""
+    from export.config import ModelFacts
+
+    return ModelFacts(decoder, tower, PATCH, MERGE, 2)
+
+
+def add_vision(weights: RandomWeights, facts: Any, dtype: str) -> None:
+    """Every weight of a vision tower; `dtype` is that of its linear maps."""
+    from export.quantize import padded_width
+
+    tower = facts.vision
+    width, inner = tower.hidden_size, tower.intermediate_size
+    if dtype == "int8":
+        inner = padded_width(inner, VISION_BLOCK)
+    merged = width * MERGE**2
+    weights.matrix("patch_embed", facts.patch_values, width, "float32" if dtype == "float32" else "float16", 1)
+    for block in range(tower.depth):
+        name = f"blocks.{block}."
+        for norm in ("norm1", "norm2"):
+            weights.vector(name + norm, width, around=1.0)
+        for part, inputs, outputs in (
+            ("qkv", width, 3 * width),
+            ("attention_output", width, width),
+            ("gate_up", width, 2 * inner),
+            ("down", inner, width),
+        ):
+            weights.matrix(name + part, inputs, outputs, dtype, VISION_BLOCK)
+            weights.vector(f"{name}{part}.bias", outputs)
+    weights.vector("merger.norm", width, around=1.0)
+    for part, outputs in (("hidden", merged), ("output", tower.out_hidden_size)):
+        weights.matrix(f"merger.{part}", merged, outputs, dtype, VISION_BLOCK)
+        weights.vector(f"merger.{part}.bias", outputs)

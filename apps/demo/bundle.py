@@ -35,7 +35,7 @@ def demo_bundle(
     from apps.demo.clips import demo_clips
     from export.api import export_checkpoint
 
-    folder = _cache_folder() / f"demo-{_fingerprint()}-{weights}{f'-kv-{kv}' if kv else ''}"
+    folder = cache_folder() / f"demo-{_fingerprint()}-{weights}{f'-kv-{kv}' if kv else ''}"
     try:
         open_bundle(folder)
     except BundleError:
@@ -53,7 +53,16 @@ def demo_bundle(
 
 
 def _fingerprint() -> str:
-    """What the bundle depends on: the checkpoint's files, this version, and the code that makes a bundle.
+    """What the bundle depends on: the checkpoint's files, and the code that makes a bundle."""
+    digest = hashlib.sha256(code_fingerprint().encode())
+    for path in sorted(CHECKPOINT.iterdir()):
+        digest.update(path.name.encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def code_fingerprint() -> str:
+    """This version, and the code that makes a bundle.
 
     A checkout changes between versions, so the version alone would leave an old bundle in use.
     """
@@ -61,15 +70,15 @@ def _fingerprint() -> str:
     from edge import contract, preprocess, prompt
 
     seams = [Path(str(module.__file__)) for module in (contract, preprocess, prompt)]
-    sources = sorted(Path(str(export.__file__)).parent.glob("*.py"))
     digest = hashlib.sha256(__version__.encode())
-    for path in (*sorted(CHECKPOINT.iterdir()), *sources, *seams):
+    for path in (*sorted(Path(str(export.__file__)).parent.glob("*.py")), *seams):
         digest.update(path.name.encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:12]
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where bundles that were made here are kept; it exists, unless nothing can be written at all."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamo-edge"
     try:
         base.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ class OrtBackend:
 
     Attributes:
       evicts_in_place: whether the decoder is the native graph.
+      cache: the cache's memory by the graph input's name; empty before `allocate_cache`.
       notices: sentences for the user about what was chosen, empty where all is as it should be.
     """
 
@@ -43,7 +44,7 @@ class OrtBackend:
         self.evicts_in_place = native_decoder
         self._frames = FrameTableCache(bundle.manifest.vision_facts, bundle.manifest.preprocess, native=native_vision)
         self._logits = np.empty((1, bundle.manifest.decoder_facts.vocab_size), np.float32)
-        self._cache: list[np.ndarray] = []
+        self.cache: dict[str, np.ndarray] = {}
         self._slot_tables: list[np.ndarray] = []  # cosines and sines that each row was written with
         self._decoder.bind_output(contract.LOGITS, self._logits)
 
@@ -59,7 +60,7 @@ class OrtBackend:
                 self._slot_tables.append(array)
             else:
                 self._decoder.bind_output(contract.updated(name), array)
-        self._cache = arrays
+        self.cache = dict(zip(shapes, arrays, strict=True))
 
     def _cache_shapes(self, capacity_tokens: int) -> dict[str, Shape]:
         """Shape and dtype of everything that grows with the capacity, by the graph input's name."""

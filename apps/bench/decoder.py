@@ -1,0 +1,199 @@
+"""`streamo-edge bench decoder`: what a device can do with a model of a known shape, before any training.
+
+Owns the checks before anything is written or loaded, and the result. A random bundle comes from `random_bundle`, its
+times from a process of its own (`decoder_worker`), the machine's peaks from `peaks`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from apps.bench import peaks, random_bundle
+from apps.bench.machine import available_cores, machine_card
+from apps.bench.random_bundle import Progress, Recipe
+from apps.bench.workers import ROOT
+from edge import native
+from edge.bundle import Bundle, open_bundle
+from edge.decoder import MAX_PREFILL_TOKENS
+from edge.errors import BackendError, EdgeError, MemoryBudgetError, UsageError
+from edge.memory import available_bytes, bytes_text
+
+LOADED_FACTOR = {"int4": 2.0, "int8": 2.0, "fp16": 4.0, "fp32": 2.0}
+"""Memory that a stored byte takes at most while native graphs are loaded: the mapped file and what is packed of it."""
+STOCK_LOADED_FACTOR = 4.0
+BASE_BYTES = 200 << 20
+PEAK_ROUNDS = 3
+
+Say = Callable[[str], None]
+
+
+def measure(
+    recipe: Recipe,
+    depths: list[int],
+    tokens: int,
+    *,
+    folder: Path | None = None,
+    threads: int | None = None,
+    repeats: int = 3,
+    progress: Progress,
+    say: Say,
+) -> dict[str, Any]:
+    """Make the bundle if it is not there yet, and time it.
+
+    Args:
+      depths: cached tokens behind which is measured.
+      tokens: new tokens of an append.
+      folder: where bundles are kept; None for the user's cache.
+      say: told what is written and where, before it is.
+
+    Returns:
+      `vision_ms` for a 420x224 frame, `append_ms` and `decode_ms_per_token` by depth, `rss_peak_mb`, the machine's
+      `peaks`, and what it was measured with.
+
+    Raises:
+      UsageError: depths or tokens that cannot be measured.
+      MemoryBudgetError: weights and cache do not fit; OutputError: the bundle does not fit on the disk.
+    """
+    check_lengths(depths, tokens)
+    threads = threads or available_cores()
+    bundle = open_bundle(_prepare(recipe, folder, max(depths) + tokens, progress, say), verify=False)
+    best = _peaks(threads)
+    found = _run_worker(bundle, threads, depths, tokens, repeats, progress)
+    best = peaks.best_of(best, _peaks(threads))
+    manifest = bundle.manifest
+    for notice in found.pop("notices"):
+        say(notice)
+    kv_bytes = manifest.kv_bytes_per_token if found["native"] else manifest.stock_kv_bytes_per_token
+    return {
+        "shape": recipe.shape,
+        "weights": recipe.weights,
+        "kv": recipe.kv if found["native"] else "fp32",
+        "block": recipe.block,
+        "tokens": tokens,
+        **found,
+        "peaks": best.get(str(threads), {}),
+        "instruction_set": native.instruction_set() if native.available() is None else None,
+        "repeats": repeats,
+        "bundle": str(bundle.path),
+        "bundle_bytes": sum(facts.bytes for facts in manifest.files.values()),
+        "decoder_weights_bytes": manifest.decoder.weights_bytes,
+        "kv_bytes_per_token": kv_bytes,
+        "read_fraction_of_peak": _read_fractions(found, manifest.decoder.weights_bytes, kv_bytes, best, threads),
+        "machine": machine_card(threads),
+    }
+
+
+def check_lengths(depths: list[int], tokens: int) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+      UsageError: names the option.
+    """
+    if not 1 <= tokens <= MAX_PREFILL_TOKENS:
+        raise UsageError(
+            f"An append has 1 to {MAX_PREFILL_TOKENS} tokens, found {tokens}",
+            hint="A longer prompt is given to the model in parts; measure one of them",
+        )
+    if not depths or min(depths) < 0:
+        raise UsageError(f"Depths are numbers of cached tokens, 0 or more, found {depths}")
+
+
+def _prepare(recipe: Recipe, folder: Path | None, capacity_tokens: int, progress: Progress, say: Say) -> Path:
+    """The bundle's folder, after it is clear that the machine can hold what will be loaded."""
+    _check_memory(recipe, capacity_tokens)
+    folder = default_folder() if folder is None else folder
+    path = random_bundle.find(recipe, folder)
+    if path is None:
+        say(f"Writing {bytes_text(recipe.bytes)} of random weights to `{folder / recipe.name}`, kept for the next time")
+        path = random_bundle.make(recipe, folder, progress)
+    return path
+
+
+def default_folder() -> Path:
+    """The user's cache."""
+    from apps.demo.bundle import cache_folder
+
+    return cache_folder() / "random"
+
+
+def _check_memory(recipe: Recipe, capacity_tokens: int) -> None:
+    """Refuse a bundle whose weights and cache do not fit, before it is written."""
+    facts, free = recipe.decoder, available_bytes()
+    is_native = native.available() is None
+    value_bytes = 1 + 4 / facts.head_dim if recipe.kv == "int8" and is_native else 4
+    cache = int(capacity_tokens * facts.layers * 2 * facts.num_kv_heads * facts.head_dim * value_bytes)
+    embedding_bytes = recipe.embedding_bytes  # mapped, and read only where a token needs it
+    factor = LOADED_FACTOR[recipe.weights] if is_native else STOCK_LOADED_FACTOR
+    weights = int((recipe.bytes - embedding_bytes) * factor)
+    wanted = weights + cache + BASE_BYTES
+    if free is not None and wanted > free:
+        raise MemoryBudgetError(
+            f"{recipe.shape} with {recipe.weights} weights needs about {bytes_text(wanted)} of memory, "
+            f"{bytes_text(cache)} of it for a KV cache of {capacity_tokens} tokens; {bytes_text(free)} is free",
+            hint="Use smaller `--depth`, smaller `--weights`, or fewer `--layers`",
+        )
+
+
+def _peaks(threads: int) -> dict[str, dict[str, float]]:
+    return peaks.measure([threads], PEAK_ROUNDS) if native.available() is None else {}
+
+
+def _read_fractions(
+    found: dict[str, Any], weights_bytes: int, kv_bytes: int, best: dict[str, dict[str, float]], threads: int
+) -> dict[str, float]:
+    """By depth: the rate at which decoding reads weights and cache, as a part of the machine's own."""
+    if str(threads) not in best:
+        return {}
+    read_gbs = best[str(threads)]["read_gbs"]
+    least_ms = found["decode_min_ms_per_token"]
+    rates = {depth: (weights_bytes + int(depth) * kv_bytes) / ms / 1e6 for depth, ms in least_ms.items()}
+    return {depth: round(rate / read_gbs, 3) for depth, rate in rates.items()}
+
+
+def _run_worker(
+    bundle: Bundle, threads: int, depths: list[int], tokens: int, repeats: int, progress: Progress
+) -> dict[str, Any]:
+    """The times, from a process of its own."""
+    options = ["--threads", threads, "--depths", ",".join(map(str, depths)), "--tokens", tokens, "--repeats", repeats]
+    command = [sys.executable, "-m", "apps.bench.decoder_worker", str(bundle.path.resolve()), *map(str, options)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        with process:
+            try:
+                return _follow(process, errors, progress)
+            finally:
+                process.kill()
+
+
+def _follow(process: subprocess.Popen[str], errors: Any, progress: Progress) -> dict[str, Any]:
+    assert process.stdout is not None
+    progress("load", 0, 1)
+    for line in process.stdout:
+        message = json.loads(line)
+        if "error" in message:
+            error = MemoryBudgetError if message["code"] == MemoryBudgetError.exit_code else BackendError
+            raise error(message["error"], hint=message["hint"])
+        if "result" in message:
+            return dict(message["result"])
+        progress("measure", message["done"], message["total"])
+    raise _ended(process, errors)
+
+
+def _ended(process: subprocess.Popen[str], errors: Any) -> EdgeError:
+    code = process.wait()
+    if code == -9:
+        return MemoryBudgetError(
+            "The process that measures was killed, which the system does when memory runs out",
+            hint="Use smaller `--depth` or smaller `--weights`, or end other programs",
+        )
+    errors.seek(0)
+    said = errors.read().decode(errors="replace").strip().splitlines()
+    return BackendError(f"The process that measures ended with code {code}: {said[-1] if said else 'it said nothing'}")
