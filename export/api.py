@@ -26,6 +26,7 @@ from export.decoder import build_decoder
 from export.expected import compute_expected, load_expected, save_expected
 from export.float_model import FloatModel
 from export.known_hashes import check_files, known_hash
+from export.limits import held_out_limits
 from export.merge import with_adapter
 from export.native import NativeOperators, key_offset_name, unsupported
 from export.onnx_writer import GraphBuilder
@@ -33,7 +34,7 @@ from export.parity import require_parity
 from export.plan import GPTQ, NEAREST, Plan, make_plan
 from export.preflight import Preflight, bundle_bytes, disk_free_bytes, memory_bytes
 from export.probe import Probe, build_probe
-from export.proof import Written, prove
+from export.proof import HeldOut, Written, prove
 from export.reference import require_packages
 from export.resume import resume_key
 from export.stream_attention import stream_attention_function
@@ -72,6 +73,7 @@ def export_checkpoint(
     overwrite: bool = False,
     reference: str | Path | None = None,
     adapter: str | Path | None = None,
+    gate: Mapping[str, float] | None = None,
 ) -> Manifest:
     """Export a Qwen2.5-VL checkpoint with Streamo's state tokens as a bundle.
 
@@ -87,13 +89,15 @@ def export_checkpoint(
       vision: fp32, fp16 or int8, of the vision tower; None: int8 with weights of int8 or int4, else as `weights`.
       embedding: the same for the embedding table.
       layers: precisions of single weights by name: layers.3.down, layers.3 or head.
-      clips: real turns to calibrate on and to measure KV caches with; what is held out of them is not used for that.
+      clips: real turns to calibrate on and to measure KV caches with. What is held out of them is not used for that: on
+        it the bundle has to answer as the checkpoint does.
       allow_mismatch: write the bundle even if it does not compute what PyTorch computes.
       progress: called as (stage, done, total).
       overwrite: replace an existing bundle.
       reference: a record by `record_reference`, to compare with instead of PyTorch on the spot; with it neither torch
         nor transformers is needed.
       adapter: a LoRA adapter's folder in PEFT's layout, merged into the checkpoint tensor by tensor.
+      gate: limits of how it answers held-out turns, tighter than the defaults; see `limits.FIGURES`.
 
     Returns:
       The manifest that was written.
@@ -113,6 +117,7 @@ def export_checkpoint(
     recorded = load_expected(Path(reference), checkpoint, source.probe) if reference else None
     if recorded is None:
         require_packages()
+    held_out_limits(weights, (KV_DTYPES.get(kv_wanted, "int8"),), gate or {})  # refused before the work, not after it
     options = {"plan": asdict(plan), "kv": kv_wanted, "clips": _digest(clips or [])}
     key = resume_key(checkpoint, {contract.TOKENIZER_FILE: source.tokenizer}, options)
     needed_bytes = bundle_bytes(checkpoint, plan)
@@ -123,11 +128,10 @@ def export_checkpoint(
         tower, vision_writer = _write_vision(bundle, checkpoint, plan, native, report)
         talks = _converse(source, clips or [], report)
         made = _write_decoder(bundle, checkpoint, plan, table, native, kv_wanted, talks, report)
-        report("parity", 0, 1)
         kv_dtypes = made.kv_dtypes if native else None
         written = Written(bundle.folder, checkpoint, plan.coarsest, vision_writer, made.writer, table, kv_dtypes)
-        parity = prove(written, source.probe, recorded)
-        report("parity", 1, 1)
+        held_out = HeldOut(talks, source.tokens, STREAMO.turn_interval_s, gate or {})
+        parity = prove(written, source.probe, recorded, held_out, partial(report, "parity"))
         if not allow_mismatch:
             require_parity(parity)
         manifest = _manifest(source, bundle, table, (tower, vision_writer), made, parity)
@@ -245,7 +249,7 @@ class _Source:
     probe: Probe
 
 
-def _open(folder: Path, adapter: str | Path | None) -> _Source:
+def _open(folder: Path, adapter: str | Path | None = None) -> _Source:
     checkpoint = open_checkpoint(folder)
     merge_notes: list[str] = []
     if adapter is not None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,20 +18,46 @@ from edge.errors import CheckpointError
 from export.checkpoint import Checkpoint
 from export.probe import Probe
 
+if TYPE_CHECKING:
+    from export.reference import Reference
+    from export.turns import Conversation
+
 READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Embeddings (N, W) of each frame and logits (n, V) after each part, float32, and who computed them."""
+    """Embeddings (N, W) of each frame and logits (n, V) after each part, float32, and who computed them.
+
+    Attributes:
+      config_problems: where the reference reads the config otherwise than we do; not recorded.
+    """
 
     reference: str
     frames: list[np.ndarray]
     logits: np.ndarray
+    config_problems: list[str] = field(default_factory=list)
 
 
-def compute_expected(checkpoint: Checkpoint, probe: Probe) -> Expected:
+def compute_expected(checkpoint: Checkpoint, probe: Probe, dtype: str = "float32") -> Expected:
     """Run the checkpoint in transformers, the whole conversation in one pass.
+
+    Args:
+      dtype: see `Reference`.
+
+    Raises:
+      UsageError: torch or transformers is not installed.
+    """
+    from export.reference import Reference
+
+    reference = Reference(checkpoint, dtype)
+    frames, (hidden,) = _hidden(reference, checkpoint, [probe])
+    logits = reference.logits(hidden[probe.ends - 1])
+    return Expected(reference.version, frames, logits, reference.config_problems())
+
+
+def compute_held_out(checkpoint: Checkpoint, talks: Sequence[Conversation]) -> list[np.ndarray]:
+    """What the checkpoint decides in held-out turns: logits (n, V) float32 behind each conversation's held-out parts.
 
     Raises:
       UsageError: torch or transformers is not installed.
@@ -38,10 +65,22 @@ def compute_expected(checkpoint: Checkpoint, probe: Probe) -> Expected:
     from export.reference import Reference
 
     reference = Reference(checkpoint)
-    frames = [reference.vision(*frame) for frame in probe.frames]
-    embeds = probe.embeds(_token_rows(checkpoint, probe.ids), frames)
-    hidden = reference.hidden(embeds, reference.positions(probe.ids, probe.grids))
-    return Expected(reference.version, frames, reference.logits(hidden[probe.ends - 1]))
+    _, states = _hidden(reference, checkpoint, talks)
+    read = [hidden[talk.ends[talk.held_out_parts] - 1] for hidden, talk in zip(states, talks, strict=True)]
+    return np.split(reference.logits(np.concatenate(read)), np.cumsum([len(rows) for rows in read])[:-1])
+
+
+def _hidden(
+    reference: Reference, checkpoint: Checkpoint, probes: Sequence[Probe]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """All frames' embeddings, and each conversation's hidden states."""
+    frames = reference.vision([frame for probe in probes for frame in probe.frames])
+    left, sequences = list(frames), []
+    for probe in probes:
+        own, left = left[: len(probe.frames)], left[len(probe.frames) :]
+        embeds = probe.embeds(_token_rows(checkpoint, probe.ids), own)
+        sequences.append((embeds, reference.positions(probe.ids, probe.grids)))
+    return frames, reference.hidden(sequences)
 
 
 def save_expected(path: Path, expected: Expected, checkpoint: Checkpoint, probe: Probe) -> None:

@@ -6,7 +6,7 @@ removed afterwards. Does not judge results.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,15 @@ class GraphCheck:
         self._accuracy_level = accuracy_level
         self._kind = kind or StockGraphs()
 
+    @property
+    def slices(self) -> dict[str, int]:
+        """In how many parts each graph is run; 1: the written file itself."""
+        facts = self.facts
+        return {
+            "vision": len(self._slices(self._vision_weights, "blocks", facts.vision.depth)),
+            "decoder": len(self._slices(self._decoder_weights, "layers", facts.decoder.layers)),
+        }
+
     def embeddings(self, ids: np.ndarray) -> np.ndarray:
         """Rows (T, W) float32 of the bundle's embedding table."""
         table, scale = self._table("embedding"), self._decoder_weights.get("embedding.scale")
@@ -91,23 +100,36 @@ class GraphCheck:
 
     def decoder(self, appends: list[Append]) -> np.ndarray:
         """Logits (n, V) after each of `n` appends, with a cache that grows."""
+        return self.decoders([(appends, range(len(appends)))])[0]
+
+    def decoders(self, conversations: Sequence[tuple[list[Append], Sequence[int]]]) -> list[np.ndarray]:
+        """The same of several conversations, each with a cache of its own; of each, only the appends that are named."""
         facts, weights = self.facts.decoder, self._decoder_weights
         rope = decoder_rope(facts)
-        tables = [rope.tables(append.positions) for append in appends]
+        tables = [[rope.tables(append.positions) for append in appends] for appends, _ in conversations]
         slices = self._slices(weights, "layers", facts.layers)
-        values = [append.embeds for append in appends]
+        values = [[append.embeds for append in appends] for appends, _ in conversations]
         whole = len(slices) == 1
         for layers in slices:
             session = None  # free the slice before this one first
-            if whole:
-                session = self._session(self._kind.decoder_file)
-            else:
-                operators = self._kind.operators
-                builder = decoder.build_decoder(facts, weights, layers, head=False, operators=operators)
-                session = self._session(self._write(builder, attention=True))
+            session = self._session(self._kind.decoder_file if whole else self._write_slice(layers))
             first = contract.INPUTS_EMBEDS if layers.start == 0 else decoder.HIDDEN
-            values = self._run_appends(session, first, layers, values, tables)
-        return np.concatenate(values if whole else self._head(values))
+            for i, (_, read) in enumerate(conversations):
+                values[i] = self._run_appends(session, first, layers, values[i], tables[i])
+                if layers.stop == facts.layers:
+                    values[i] = [values[i][part] for part in read]
+        if not whole:
+            session = None
+            logits = iter(self._head([value for own in values for value in own]))
+            values = [[next(logits) for _ in own] for own in values]
+        return [np.concatenate(own) for own in values]
+
+    def _write_slice(self, layers: range) -> str:
+        operators = self._kind.operators
+        builder = decoder.build_decoder(
+            self.facts.decoder, self._decoder_weights, layers, head=False, operators=operators
+        )
+        return self._write(builder, attention=True)
 
     def _run_appends(
         self,

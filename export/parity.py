@@ -6,15 +6,18 @@ Owns the comparison. Runs neither a graph nor a torch module itself (see `graph_
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from edge.errors import ParityError
+from export.diagnosis_text import diagnosis_text
 from export.expected import Expected
 from export.graph_check import GraphCheck
+from export.held_out import cosines, divergences
+from export.limits import AT_LEAST, INT8_KV_KL_MEAN, within
 from export.probe import Probe
 
 THRESHOLDS: dict[str, dict[str, float]] = {
@@ -30,42 +33,58 @@ ROUNDED_RELATIVE_ERROR = 1e-4
 """Greatest error against PyTorch with the same rounded weights, both in float32: only the order of sums differs."""
 INT8_KV_LOGIT_COSINE = 0.999
 """Smallest cosine with an int8 KV cache, whatever the weights."""
-AT_LEAST = ("logit_cosine_min",)
+SHOWN_PROBLEMS = 3
+MOST_NAMED_LAYERS = 8
+"""In a hint; where more need more bits, it is simpler to give all of them."""
 
 
 @dataclass(frozen=True)
-class RoundedCheck:
-    """The graphs with products in float32, and what PyTorch computes with the weights that the bundle stores."""
+class Computed:
+    """What graphs made of the probe: each frame's embeddings (N, W), and the logits (n, V) after each part."""
 
-    graphs: GraphCheck
-    expected: Expected
+    frames: list[np.ndarray]
+    logits: np.ndarray
 
 
-def compare(
-    probe: Probe, graphs: GraphCheck, expected: Expected, weights: str, rounded: RoundedCheck | None = None
-) -> dict[str, Any]:
-    """Run the exported graphs over the probe. Returns the manifest's `parity`, whether it passes or not.
+def run_probe(probe: Probe, graphs: GraphCheck) -> Computed:
+    """Run the graphs over the probe."""
+    frames = graphs.vision(probe.frames)
+    return Computed(frames, graphs.decoder(probe.appends(graphs.embeddings(probe.ids), frames)))
+
+
+def compare(found: Computed, expected: Expected, weights: str, rounded_error: float | None = None) -> dict[str, Any]:
+    """The manifest's `parity`, whether it passes or not.
 
     Args:
-      rounded: for int8 and int4, where PyTorch is at hand.
+      rounded_error: for int8 and int4, where PyTorch is at hand; see `rounded_relative_error`.
     """
-    frames, logits = _run(probe, graphs)
-    rounded_error = None if rounded is None else _rounded_error(probe, rounded)
-    vision_error = greatest_error(frames, expected.frames)
-    verdict = _verdict(vision_error, logits, expected.logits, THRESHOLDS[weights], rounded_error)
-    return {"reference": expected.reference, "turns": len(frames), "appends": len(logits), **verdict}
+    vision_error = greatest_error(found.frames, expected.frames)
+    verdict = _verdict(vision_error, found.logits, expected.logits, THRESHOLDS[weights], rounded_error)
+    return {"reference": expected.reference, "turns": len(found.frames), "appends": len(found.logits), **verdict}
 
 
 def compare_native(
-    probe: Probe, graphs: GraphCheck, expected: Expected, weights: str, kv_dtypes: tuple[str, ...]
+    found: Computed, stock: Computed, expected: Expected, weights: str, kv_dtypes: tuple[str, ...]
 ) -> dict[str, Any]:
-    """The same for the native graphs, which always quantise the inputs of products with quantised weights."""
-    frames, logits = _run(probe, graphs)
+    """The same of the native graphs, which always quantise the inputs of products with quantised weights.
+
+    Args:
+      stock: what the stock graphs made of the same weights. An int8 cache is judged by the distance from them: in 4
+        bits, the distance from the checkpoint would hide what a cache loses.
+    """
     limits = dict(THRESHOLDS[weights])
+    figures = {}
     if "int8" in kv_dtypes:
         limits.pop("logits_relative_error", None)
         limits["logit_cosine_min"] = min(limits["logit_cosine_min"], INT8_KV_LOGIT_COSINE)
-    return _verdict(greatest_error(frames, expected.frames), logits, expected.logits, limits)
+        limits["int8_kv_kl_mean"] = INT8_KV_KL_MEAN
+        figures["int8_kv_kl_mean"] = float(divergences(found.logits, stock.logits).mean())
+    return _verdict(greatest_error(found.frames, expected.frames), found.logits, expected.logits, limits, None, figures)
+
+
+def rounded_relative_error(found: Computed, expected: Expected) -> float:
+    """Greatest error of graphs with products in float32 against PyTorch with the weights that the bundle stores."""
+    return greatest_error([*found.frames, *found.logits], [*expected.frames, *expected.logits])
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -78,41 +97,30 @@ def greatest_error(found: Iterable[np.ndarray], expected: Iterable[np.ndarray]) 
     return float(np.max([relative_error(one, wanted) for one, wanted in zip(found, expected, strict=True)]))
 
 
-def _run(probe: Probe, graphs: GraphCheck) -> tuple[list[np.ndarray], np.ndarray]:
-    """Each frame's embeddings (N, W), and the logits (n, V) after each part."""
-    frames = graphs.vision(probe.frames)
-    return frames, graphs.decoder(probe.appends(graphs.embeddings(probe.ids), frames))
-
-
-def _rounded_error(probe: Probe, rounded: RoundedCheck) -> float:
-    """Greatest relative error of any frame's embeddings and of the logits after any part."""
-    frames, logits = _run(probe, rounded.graphs)
-    return greatest_error([*frames, *logits], [*rounded.expected.frames, *rounded.expected.logits])
-
-
 def _verdict(
     vision_error: float,
     found: np.ndarray,
     expected: np.ndarray,
     thresholds: dict[str, float],
     rounded_error: float | None = None,
+    more: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The figures of logits (n, V), and whether they are within the thresholds."""
-    cosines = (found * expected).sum(1) / (np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1))
-    log_found, log_expected = _log_softmax(found), _log_softmax(expected)
-    divergence = (np.exp(log_expected) * (log_expected - log_found)).sum(1)
+    divergence = divergences(found, expected)
     figures = {
         "vision_relative_error": vision_error,
         "logits_relative_error": greatest_error(found, expected),
-        "logit_cosine_min": float(cosines.min()),
+        "logit_cosine_min": float(cosines(found, expected).min()),
         "top1_agreement": float((found.argmax(1) == expected.argmax(1)).mean()),
+        "kl_mean": float(divergence.mean()),
         "kl_max": float(divergence.max()),
+        **(more or {}),
     }
     limits = dict(thresholds)
     if rounded_error is not None:
         figures["rounded_relative_error"] = rounded_error
         limits["rounded_relative_error"] = ROUNDED_RELATIVE_ERROR
-    passed = all(_within(name, figures[name], limit) for name, limit in limits.items())
+    passed = all(within(name, figures[name], limit) for name, limit in limits.items())
     shown = {name: float(f"{value:.4g}") if math.isfinite(value) else None for name, value in figures.items()}
     shown["logit_cosine_min"] = round(figures["logit_cosine_min"], 7) if shown["logit_cosine_min"] else None
     return {**shown, "thresholds": limits, "passed": passed}
@@ -122,26 +130,45 @@ def require_parity(parity: dict[str, Any]) -> None:
     """Refuse a report that did not pass.
 
     Raises:
-      ParityError: with each figure beyond its threshold.
+      ParityError: with what is wrong with the files, or each figure beyond its threshold.
     """
-    for which, report in (("", parity), ("native ", parity.get("native", {"passed": True}))):
-        if report["passed"]:
+    if problems := parity.get("problems"):
+        more = f" and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+        raise ParityError(
+            f"The bundle is not the checkpoint's model: {'; '.join(problems[:SHOWN_PROBLEMS])}{more}",
+            hint="This is a fault of the export, not of its precision: please report it; "
+            "`--allow-mismatch` writes the bundle to look at it",
+        )
+    named = (("exported graphs", parity), ("exported native graphs", parity.get("native")),
+             ("bundle's answers on held-out turns", parity.get("held_out")))  # fmt: skip
+    for which, report in named:
+        if report is None or report["passed"]:
             continue
         beyond = [
-            f"{name} {report[name]}, {'at least' if name in AT_LEAST else 'at most'} {limit} expected"
+            f"{name} {report[name]}, {'at least' if name in AT_LEAST else 'at most'} {limit:g} expected"
             for name, limit in report["thresholds"].items()
-            if report[name] is None or not _within(name, report[name], limit)
+            if name in report and not _keeps(report, name, limit)
         ]
+        found = diagnosis_text(report["diagnosis"]) if "diagnosis" in report else ""
         raise ParityError(
-            f"The exported {which}graphs differ from {parity['reference']}: {'; '.join(beyond)}",
-            hint="Try `--weights int8` or fp16, or add `--allow-mismatch` to look at the bundle",
+            f"The {which} differ from {parity['reference']}: {'; '.join(beyond)}{found and '. ' + found}",
+            hint=_hint(report),
         )
 
 
-def _within(name: str, value: float, limit: float) -> bool:
-    return value >= limit if name in AT_LEAST else value <= limit  # False for what is not a number
+def _keeps(report: dict[str, Any], name: str, limit: float) -> bool:
+    if report[name] is None:
+        return "kl_mean" in report and report["kl_mean"] is not None  # nothing was counted
+    return within(name, report[name], limit)
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+def _hint(report: dict[str, Any]) -> str:
+    allow = "add `--allow-mismatch` to look at the bundle"
+    diagnosis = report.get("diagnosis")
+    if diagnosis and diagnosis["weights_alone_pass"]:
+        return f"Try `--kv fp32`, or {allow}"
+    cheapest = diagnosis["cheapest"] if diagnosis else None
+    if cheapest and len(cheapest["layers"]) <= MOST_NAMED_LAYERS:
+        options = " ".join(f"--layer layers.{layer}={cheapest['weights']}" for layer in cheapest["layers"])
+        return f"Add `{options}`, or {allow}"
+    return f"Try `--weights int8` or fp16, or {allow}"

@@ -1,30 +1,43 @@
-"""Proves a written bundle against PyTorch: the stock graphs, and the native ones where their operators are built.
+"""Proves a written bundle: what its files say, what its weights are, and what its graphs compute.
 
-Owns which graphs are run against which reference. The figures and the verdict are `parity`'s.
+Owns which graphs are run against which reference, and the order of the checks. The figures and verdicts are `parity`'s
+and `held_out`'s, what can be told without running anything is `structure`'s and `weight_audit`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edge import native
+import numpy as np
+
+from edge import contract, native
+from edge.contract import TokenIds
 from export.checkpoint import Checkpoint
-from export.expected import Expected, compute_expected
+from export.diagnosis import diagnose
+from export.expected import Expected, compute_expected, compute_held_out
 from export.graph_check import GraphCheck
 from export.graph_kinds import NativeGraphs
 from export.graph_session import EXACT
-from export.parity import RoundedCheck, compare, compare_native
+from export.held_out import Tally
+from export.limits import held_out_limits, within
+from export.parity import compare, compare_native, rounded_relative_error, run_probe
+from export.plan import QUANTIZED
 from export.probe import Probe
 from export.rounded import RoundedCheckpoint
+from export.structure import decoder_problems, vision_problems
+from export.turns import Conversation
+from export.weight_audit import weight_problems
 from export.weight_store import StoredTensor
-from export.weights import QUANTIZED, WeightWriter
+from export.weights import WeightWriter
 
 PARITY_BASE_BYTES = 700 * 10**6
 """What Python, torch, transformers and ONNX Runtime take before any weight, with room for activations."""
 SMALLEST_BUDGET_BYTES = 128 << 20
+
+Step = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -50,25 +63,118 @@ class Written:
         budget_bytes = _weights_budget_bytes(self.checkpoint)
         return GraphCheck(self.folder, self.checkpoint.facts, self.vision.stored, stored, budget_bytes, **options)
 
+    def native_graphs(self) -> GraphCheck | None:
+        """The native graphs, where there are any and their operators are built."""
+        if self.kv_dtypes is None or native.available() is not None:
+            return None
+        return self.graphs(kind=NativeGraphs(str(native.library_path()), self.kv_dtypes))
 
-def prove(written: Written, probe: Probe, recorded: Expected | None) -> dict[str, Any]:
-    """Run everything that can be run here. Returns the manifest's `parity`, whether it passes or not.
+    def rounded(self) -> RoundedCheckpoint:
+        """The checkpoint with the values that were written."""
+        return RoundedCheckpoint.of(self.checkpoint, self.folder, [self.vision, self.decoder], self.embedding)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Turns that nothing was tuned on, and how far a bundle may be from the original on them.
+
+    Args:
+      talks: conversations of the unquantised model; those without held-out turns are left out.
+      tokens: how states are spelt.
+      interval_s: stream seconds from one turn to the next.
+      tightened: the user's limits, by figure.
+    """
+
+    talks: Sequence[Conversation]
+    tokens: TokenIds
+    interval_s: int = 1
+    tightened: Mapping[str, float] = field(default_factory=dict)
+
+
+def prove(
+    written: Written, probe: Probe, recorded: Expected | None, held_out: HeldOut | None = None, step: Step | None = None
+) -> dict[str, Any]:
+    """Check everything that can be checked here. Returns the manifest's `parity`, whether it passes or not.
 
     Args:
       recorded: what PyTorch computed earlier; without it, PyTorch is asked.
+      held_out: needs PyTorch.
+      step: called as (done, total).
     """
+    talks = [talk for talk in held_out.talks if talk.held_out_parts] if held_out and recorded is None else []
+    report = step or (lambda done, total: None)
+    report(0, 1 + bool(talks))
     expected = recorded or compute_expected(written.checkpoint, probe)
-    check = None
+    graphs = written.graphs()
+    found, rounded_error = run_probe(probe, graphs), None
     if recorded is None and written.weights in QUANTIZED:
-        writers = [written.vision, written.decoder]
-        rounded = RoundedCheckpoint.of(written.checkpoint, written.folder, writers, written.embedding)
-        check = RoundedCheck(written.graphs(accuracy_level=EXACT), compute_expected(rounded, probe))
-    parity = compare(probe, written.graphs(), expected, written.weights, check)
-    if written.kv_dtypes is not None and native.available() is None:
-        kind = NativeGraphs(str(native.library_path()), written.kv_dtypes)
-        figures = compare_native(probe, written.graphs(kind=kind), expected, written.weights, written.kv_dtypes)
+        exact = run_probe(probe, written.graphs(accuracy_level=EXACT))
+        rounded_error = rounded_relative_error(exact, compute_expected(written.rounded(), probe))
+    parity = {**compare(found, expected, written.weights, rounded_error), "slices": graphs.slices}
+    if native_graphs := written.native_graphs():
+        own = run_probe(probe, native_graphs)
+        figures = compare_native(own, found, expected, written.weights, written.kv_dtypes or ())
         parity["native"] = {"instruction_set": native.instruction_set(), **figures}
+    parity["problems"] = [*expected.config_problems, *_problems(written)]
+    report(1, 1 + bool(talks))
+    if held_out is not None and talks:
+        parity["held_out"] = _held_out(written, held_out, talks)
+        report(2, 2)
     return parity
+
+
+def _problems(written: Written) -> list[str]:
+    """What is wrong with the files themselves."""
+    facts, stored = written.checkpoint.facts, {**written.embedding, **written.decoder.stored}
+    files = [(contract.DECODER_FILE, contract.VISION_FILE)]
+    if written.kv_dtypes is not None:
+        files.append((contract.NATIVE_DECODER_FILE, contract.NATIVE_VISION_FILE))
+    found = []
+    for decoder_file, vision_file in files:
+        found += decoder_problems(written.folder / decoder_file, facts.decoder, stored)
+        found += vision_problems(written.folder / vision_file, facts.vision, written.vision.stored)
+    return found + weight_problems(written.checkpoint, written.folder, written.rounded())
+
+
+def _held_out(written: Written, held_out: HeldOut, talks: Sequence[Conversation]) -> dict[str, Any]:
+    """What a user would feel: the graphs that the runtime prefers, on turns that nothing was tuned on."""
+    native_graphs = written.native_graphs()
+    graphs = native_graphs or written.graphs()
+    tally = Tally(held_out.tokens, held_out.interval_s)
+    expected = compute_held_out(written.checkpoint, talks)
+    for talk, wanted, found in zip(talks, expected, held_out_logits(graphs, talks), strict=True):
+        tally.add(talk, wanted, found)
+    figures = tally.figures()
+    limits = held_out_limits(written.weights, written.kv_dtypes if native_graphs else None, held_out.tightened)
+    passed = all(_kept(name, figures.get(name), limit, figures) for name, limit in limits.items())
+    report = {
+        "clips": [talk.name for talk in talks],
+        "replies": "/".join(sorted({talk.replies for talk in talks})),
+        "graphs": "native" if native_graphs else "stock",
+        **figures,
+        "thresholds": limits,
+        "passed": passed,
+    }
+    if not passed:
+        report["diagnosis"] = diagnose(written, held_out, talks, limits)
+    return report
+
+
+def held_out_logits(graphs: GraphCheck, talks: Sequence[Conversation]) -> list[np.ndarray]:
+    """What a bundle's graphs decide: logits (n, V) behind each conversation's held-out parts."""
+    frames = graphs.vision([frame for talk in talks for frame in talk.frames])
+    conversations = []
+    for talk in talks:
+        own, frames = frames[: len(talk.frames)], frames[len(talk.frames) :]
+        conversations.append((talk.appends(graphs.embeddings(talk.ids), own), talk.held_out_parts))
+    return graphs.decoders(conversations)
+
+
+def _kept(name: str, value: float | None, limit: float, figures: Mapping[str, Any]) -> bool:
+    """Whether a figure keeps its limit; one that nothing was counted for does, unless no logit was a number."""
+    if value is None:
+        return figures["kl_mean"] is not None
+    return within(name, value, limit)
 
 
 def _weights_budget_bytes(checkpoint: Checkpoint) -> int:

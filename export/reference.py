@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,25 +16,33 @@ import numpy as np
 from edge.errors import CheckpointError, UsageError
 from export.checkpoint import TEXT, VISUAL, Checkpoint
 from export.memory import release_freed_memory
+from export.vision import EPSILON as VISION_EPSILON
 
 PIECE_VALUES = 4 << 20
+FRAMES_AT_A_TIME = 32
+TOKENS_AT_A_TIME = 8192
 OLDEST = "4.52"
 """The first transformers whose model keeps the vision tower and the decoder under one class."""
 
 
 class Reference:
-    """transformers' Qwen2.5-VL over a checkpoint's tensors, float32.
+    """transformers' Qwen2.5-VL over a checkpoint's tensors.
+
+    Args:
+      dtype: of weights and activations: float32, or bfloat16, whose own error is a yardstick.
 
     Raises:
       UsageError: torch or transformers is not installed, or too old.
       CheckpointError: transformers does not take the config.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: str = "float32") -> None:
         self._torch = torch = _require("torch")
         modeling = _require("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl")
         transformers = _require("transformers")
-        self.version = f"transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}, float32"
+        versions = f"transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}"
+        self.version = f"{versions}, {dtype}, angles in float64, one layer in memory at a time"
+        self._dtype = getattr(torch, dtype)
         if not hasattr(modeling.Qwen2_5_VLModel, "get_rope_index"):
             raise UsageError(
                 f"The parity check needs transformers {OLDEST} or newer, found {transformers.__version__}",
@@ -51,7 +60,8 @@ class Reference:
             ) from None
         text, vision = self._model.language_model, self._model.visual
         # Tables that follow from the config have no tensors in the checkpoint.
-        text.rotary_emb = modeling.Qwen2_5_VLRotaryEmbedding(config.text_config)
+        self._rotary = modeling.Qwen2_5_VLRotaryEmbedding(config.text_config)
+        text.rotary_emb = _exact_rotary(torch, self._rotary)
         head_dim = checkpoint.facts.vision.head_dim
         vision.rotary_pos_emb = modeling.Qwen2_5_VisionRotaryEmbedding(head_dim // 2)
         for module, prefix in (
@@ -63,14 +73,41 @@ class Reference:
         ):
             self._load_when_called(module, prefix)
 
-    def vision(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
-        """Embeddings (N, W) float32 of one frame of rows x columns patches, given without their time axis."""
-        torch = self._torch
+    def config_problems(self) -> list[str]:
+        """Where transformers reads the config otherwise than we do: epsilons, positions, shapes of attention."""
+        facts, text = self._checkpoint.facts, self._model.language_model
+        attention, visual = text.layers[0].self_attn, self._model.visual
+        frequencies = facts.decoder.rope_theta ** (-np.arange(0, facts.decoder.head_dim, 2) / facts.decoder.head_dim)
+        pairs = {
+            "rms_norm_eps": (facts.decoder.rms_norm_eps, _epsilon(text)),
+            "the vision tower's epsilon": (VISION_EPSILON, _epsilon(visual)),
+            "mrope_section": (list(facts.decoder.mrope_section), list(attention.rope_scaling["mrope_section"])),
+            "rotary frequencies": (frequencies.astype(np.float32).tolist(), self._rotary.inv_freq.tolist()),
+            "attention heads": (facts.decoder.num_heads, attention.num_heads),
+            "key/value heads": (facts.decoder.num_kv_heads, attention.num_key_value_heads),
+            "window_size": (facts.vision.window_size, visual.window_size),
+            "fullatt_block_indexes": (list(facts.vision.full_attention_blocks), list(visual.fullatt_block_indexes)),
+        }
+        return [
+            f"`config.json`: {name} is read as {_short(ours)}, transformers reads {_short(theirs)}"
+            for name, (ours, theirs) in pairs.items()
+            if not _same(ours, theirs)
+        ]
+
+    def vision(self, frames: Sequence[tuple[np.ndarray, int, int]]) -> list[np.ndarray]:
+        """Embeddings (N, W) float32 of frames of rows x columns patches, given without their time axis."""
+        torch, found = self._torch, []
         slices = self._checkpoint.facts.temporal_patch_size
-        pixels = np.repeat(patches.reshape(len(patches), 3, 1, -1), slices, axis=2).reshape(len(patches), -1)
-        with torch.inference_mode():
-            embeds = self._model.visual(torch.from_numpy(pixels), grid_thw=torch.tensor([[1, rows, columns]]))
-        return np.asarray(embeds.numpy())
+        for first in range(0, len(frames), FRAMES_AT_A_TIME):
+            some = frames[first : first + FRAMES_AT_A_TIME]
+            patches = np.concatenate([patches for patches, _, _ in some])
+            pixels = np.repeat(patches.reshape(len(patches), 3, 1, -1), slices, axis=2).reshape(len(patches), -1)
+            grid = torch.tensor([[1, rows, columns] for _, rows, columns in some])
+            with torch.inference_mode():
+                embeds = self._model.visual(torch.from_numpy(pixels).to(self._dtype), grid_thw=grid)
+            ends = np.cumsum([rows * columns // self._checkpoint.facts.merge_size**2 for _, rows, columns in some])
+            found += np.split(np.asarray(embeds.float().numpy()), ends[:-1])
+        return found
 
     def positions(self, ids: np.ndarray, grids: list[tuple[int, int]]) -> np.ndarray:
         """m-RoPE positions (3, T) of a whole conversation whose frames have these grids of patches."""
@@ -79,30 +116,51 @@ class Reference:
         positions, _ = self._model.get_rope_index(torch.from_numpy(ids)[None], grid)
         return np.asarray(positions[:, 0].numpy())
 
-    def hidden(self, embeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Final hidden states (T, W) float32 of a whole conversation, computed in one pass."""
+    def hidden(self, sequences: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        """Final hidden states (T, W) float32 of whole conversations, each computed in one pass.
+
+        Args:
+          sequences: embeddings (T, W) and m-RoPE positions (3, T) of each; short ones go side by side, filled up behind
+            their ends.
+        """
+        found: list[np.ndarray] = []
+        for some in _batches(sequences):
+            longest = max(len(embeds) for embeds, _ in some)
+            embeds = np.stack([_filled(embeds, longest) for embeds, _ in some])
+            positions = np.stack([_filled(positions.T, longest).T for _, positions in some], axis=1)
+            mask = np.stack([np.arange(longest) < len(embeds) for embeds, _ in some]).astype(np.int64)
+            found += [
+                states[: len(own)] for states, (own, _) in zip(self._pass(embeds, positions, mask), some, strict=True)
+            ]
+        return found
+
+    def _pass(self, embeds: np.ndarray, positions: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Hidden states (B, T, W) of embeddings (B, T, W) at positions (3, B, T)."""
         torch = self._torch
         with torch.inference_mode():
             states = self._model.language_model(
-                inputs_embeds=torch.from_numpy(embeds)[None],
-                position_ids=torch.from_numpy(positions)[:, None],
-                attention_mask=torch.ones(1, len(embeds), dtype=torch.int64),
+                inputs_embeds=torch.from_numpy(embeds).to(self._dtype),
+                position_ids=torch.from_numpy(positions),
+                attention_mask=torch.from_numpy(mask),
                 use_cache=False,
             ).last_hidden_state
-        return np.asarray(states[0].numpy())
+        return np.asarray(states.float().numpy())
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Logits (n, V) of hidden states (n, W)."""
         torch = self._torch
-        states = torch.from_numpy(np.ascontiguousarray(hidden))
+        states = torch.from_numpy(np.ascontiguousarray(hidden)).to(self._dtype)
         pieces = self._checkpoint.head_rows(max(1, PIECE_VALUES // hidden.shape[1]))
-        return np.concatenate([(states @ torch.from_numpy(rows).T).numpy() for rows in pieces], axis=1)
+        return np.concatenate([(states @ self._tensor(rows).T).float().numpy() for rows in pieces], axis=1)
+
+    def _tensor(self, values: np.ndarray) -> Any:
+        return self._torch.from_numpy(values).to(self._dtype)
 
     def _load_when_called(self, module: Any, prefix: str) -> None:
         names = [name for name, _ in module.named_parameters()]
 
         def load(*_: object) -> None:
-            tensors = {name: self._torch.from_numpy(self._checkpoint.read(prefix + name)) for name in names}
+            tensors = {name: self._tensor(self._checkpoint.read(prefix + name)) for name in names}
             module.load_state_dict(tensors, strict=True, assign=True)
 
         def unload(*_: object) -> None:
@@ -111,6 +169,59 @@ class Reference:
 
         module.register_forward_pre_hook(load)
         module.register_forward_hook(unload)
+
+
+def _batches(
+    sequences: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+    """Sequences that go side by side: as many as have room."""
+    batch: list[tuple[np.ndarray, np.ndarray]] = []
+    for sequence in sequences:
+        longest = max(len(embeds) for embeds, _ in [*batch, sequence])
+        if batch and longest * (len(batch) + 1) > TOKENS_AT_A_TIME:
+            yield batch
+            batch = []
+        batch.append(sequence)
+    if batch:
+        yield batch
+
+
+def _filled(rows: np.ndarray, count: int) -> np.ndarray:
+    return np.pad(rows, ((0, count - len(rows)), (0, 0)))
+
+
+def _exact_rotary(torch: Any, rotary: Any) -> Any:
+    """transformers' angles, in double. Its own are off by 1e-4 at position 1,000, which a large key bias magnifies."""
+    half = len(rotary.inv_freq)
+    theta = float(rotary.config.rope_theta)
+    frequencies = torch.arange(half, dtype=torch.float64)
+    frequencies = theta ** (-frequencies / half)
+
+    def tables(values: Any, position_ids: Any) -> tuple[Any, Any]:
+        angles = position_ids[..., None].double() * frequencies
+        both = torch.cat((angles, angles), dim=-1)
+        return both.cos().to(values.dtype), both.sin().to(values.dtype)
+
+    module = torch.nn.Module()
+    module.forward = tables
+    return module
+
+
+def _epsilon(model: Any) -> float | list[float]:
+    """The one of all norms in a model; all of them where they differ."""
+    found = sorted(
+        {float(module.variance_epsilon) for module in model.modules() if hasattr(module, "variance_epsilon")}
+    )
+    return found[0] if len(found) == 1 else found
+
+
+def _same(one: Any, other: Any) -> bool:
+    return bool(np.shape(one) == np.shape(other) and np.allclose(one, other, rtol=1e-5, atol=0))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def require_packages() -> None:

@@ -35,13 +35,15 @@ class RoundedCheckpoint(Checkpoint):
 
     Args:
       matrices: a tensor's stored matrix (K, N), its block scales or None, and its columns in both; a tensor that is
-        not named is a vector and stored exactly.
+        not named is a vector, stored exactly, and read from the checkpoint.
+      vectors: where each of those lies all the same.
       embedding: the token embeddings, (V, W), and `embedding_scale` of each block of a row, or None.
       head: the head where it is no matrix but rows, (V, W).
     """
 
     bundle: Path = Path()
     matrices: Mapping[str, Matrix] = field(default_factory=dict)
+    vectors: Mapping[str, StoredTensor] = field(default_factory=dict)
     embedding: StoredTensor | None = None
     embedding_scale: StoredTensor | None = None
     head: StoredTensor | None = None
@@ -57,14 +59,17 @@ class RoundedCheckpoint(Checkpoint):
         """`checkpoint` with the values that `writers` wrote; `embedding` as in `proof.Written`."""
         own: dict[str, Any] = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
         own |= {"embedding": embedding["embedding"], "embedding_scale": embedding.get("embedding.scale")}
-        matrices, head = {}, None
+        matrices: dict[str, Matrix] = {}
+        vectors: dict[str, StoredTensor] = {}
+        head = None
         for writer in writers:
             stored = writer.stored
             head = stored.get("head.weight", head)
+            vectors |= {name: stored[place.weight].rows(place.first, place.last) for name, place in writer.rows.items()}
             for name, place in writer.columns.items():
                 weight, scale = stored[f"{place.weight}.weight"], stored.get(f"{place.weight}.scale")
                 matrices[name] = Matrix(weight, scale, place.first, place.last)
-        return cls(**own, bundle=bundle, matrices=matrices, head=head)
+        return cls(**own, bundle=bundle, matrices=matrices, vectors=vectors, head=head)
 
     def read(self, name: str) -> np.ndarray:
         """A whole tensor as float32."""
@@ -77,6 +82,11 @@ class RoundedCheckpoint(Checkpoint):
         slices = shape[2]  # a convolution, summed over time: any values with that sum will do
         whole = (values / np.float32(slices)).reshape(shape[0], shape[1], 1, *shape[3:])
         return np.ascontiguousarray(np.broadcast_to(whole, shape))
+
+    def first_rows(self, name: str, count: int) -> np.ndarray:
+        """The first rows of a matrix (N, K), as float32."""
+        matrix, (rows, width) = self.matrices[name], self.entries[name].shape
+        return self._columns(matrix, matrix.first, matrix.first + min(count, rows))[:, :width]
 
     def token_rows(self, first: int, last: int) -> np.ndarray:
         """Embeddings of the tokens `first` to `last`, (last - first, W) float32."""

@@ -40,11 +40,16 @@ class WeightWriter:
     block: int = 32
     stored: dict[str, StoredTensor] = field(default_factory=dict)
     columns: dict[str, Columns] = field(default_factory=dict)  # where each tensor of a matrix went
+    rows: dict[str, Columns] = field(default_factory=dict)  # and each vector
     notes: list[str] = field(default_factory=list)
 
     def vector(self, name: str, *sources: str, width: int | None = None) -> None:
         """A norm's weight or a bias: always float32; several sources are joined, each filled up to `width` with 0."""
         parts = [self.checkpoint.read(source) for source in sources]
+        first = 0
+        for source, part in zip(sources, parts, strict=True):
+            self.rows[source] = Columns(name, first, first + len(part))
+            first += width or len(part)
         self.array(name, np.concatenate([np.pad(part, (0, (width or len(part)) - len(part))) for part in parts]))
 
     def array(self, name: str, values: np.ndarray) -> None:

@@ -240,6 +240,7 @@ def test_a_graph_that_computes_something_else_is_not_written_unless_allowed(
         writer.stored[one], writer.stored[two] = writer.stored[two], writer.stored[one]
 
     monkeypatch.setattr(api, "write_vision", damaged)
+    monkeypatch.setattr(proof, "_problems", lambda written: [])  # which would name the weights first
     with pytest.raises(ParityError, match=r"vision_relative_error [\d.]+, at most 0.0001 expected") as caught:
         export_checkpoint(checkpoint, tmp_path / "bundle")
     assert caught.value.exit_code == 3 and "--allow-mismatch" in str(caught.value.hint)

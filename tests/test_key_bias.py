@@ -23,6 +23,7 @@ from edge import contract, native
 from edge.backends.base import CacheView
 from edge.backends.ort import OrtBackend
 from edge.bundle import open_bundle
+from edge.errors import ParityError
 from edge.rope import MultimodalRope, decoder_rope, text_positions
 from export import weights as export_weights
 from export.api import export_checkpoint
@@ -202,13 +203,11 @@ class Models:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("bias")
     write_checkpoint(folder / "checkpoint", key_bias_norm=BIAS_NORM, **SHAPE)
-    # transformers' angles in float32 are not exact enough for such a bias, and the naive cache is not meant to pass.
-    export = {"allow_mismatch": True}
     for kv in ("fp32", "int8"):
-        export_checkpoint(folder / "checkpoint", folder / kv, kv=kv, **export)
+        export_checkpoint(folder / "checkpoint", folder / kv, kv=kv)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_weights, "key_offset", lambda *_: None)
-        export_checkpoint(folder / "checkpoint", folder / "naive", kv="int8", **export)
+        export_checkpoint(folder / "checkpoint", folder / "naive", kv="int8", allow_mismatch=True)
     return Models({kind: folder / kind for kind in ("fp32", "int8", "naive")})
 
 
@@ -272,6 +271,21 @@ def test_the_caches_take_the_bytes_that_the_manifest_announces(models: Models) -
         backend = OrtBackend(bundle)
         backend.allocate_cache(100)
         assert sum(array.nbytes for array in backend.cache.values()) == 100 * bundle.manifest.kv_bytes_per_token
+
+
+@needs_kernels
+@pytest.mark.parametrize("weights", ["fp32", "int4"])
+def test_the_gate_refuses_a_naive_int8_cache_of_such_a_model_and_takes_ours(
+    models: Models, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = models.folders["fp32"].parent / "checkpoint"
+    ours = export_checkpoint(checkpoint, tmp_path / "ours", weights=weights, kv="int8").parity["native"]
+    limit = ours["thresholds"]["int8_kv_kl_mean"]
+    assert ours["passed"] and ours["int8_kv_kl_mean"] < limit / 3
+    monkeypatch.setattr(export_weights, "key_offset", lambda *_: None)
+    with pytest.raises(ParityError, match=r"native graphs differ .* int8_kv_kl_mean [\d.]+, at most 0.001 expected"):
+        export_checkpoint(checkpoint, tmp_path / "naive", weights=weights, kv="int8")
+    assert not (tmp_path / "naive").exists()
 
 
 def offsets(models: Models, kind: str) -> set[str]:

@@ -59,9 +59,7 @@ def test_without_added_tokens_states_are_spelt_in_pieces_that_share_the_first(tm
 
 
 @pytest.mark.parametrize(("t", "overhead_tokens"), [(0, 20), (8, 20), (10, 22), (98, 22), (100, 24), (998, 24)])
-def test_a_silent_turn_costs_the_published_number_of_text_tokens(
-    qwen: Tokenizer, t: int, overhead_tokens: int
-) -> None:
+def test_a_silent_turn_costs_the_published_number_of_text_tokens(qwen: Tokenizer, t: int, overhead_tokens: int) -> None:
     before, after = STREAMO.turn_text(t)
     silent_reply = qwen.encode("</Silence><|im_end|>\n")
     assert len(qwen.encode(before)) + len(qwen.encode(after)) + len(silent_reply) == overhead_tokens

@@ -8,8 +8,8 @@ from typing import Any
 
 from apps.cli import console
 from apps.cli.bench_card import report
-from apps.cli.bundles import extra_packages
-from apps.cli.parsing import number
+from apps.cli.bundles import KV, WEIGHTS, extra_packages
+from apps.cli.parsing import number, thread_count
 
 SHAPES = ("qwen2.5-vl-3b", "qwen2.5-vl-7b", "demo")
 DEPTHS_TOKENS = (0, 1024, 4096, 16384)
@@ -19,8 +19,8 @@ PEAK_UNITS = {"read_gbs": "GB/s of memory read", "int8_gops": "int8 GOP/s", "f32
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", choices=SHAPES, required=True, help="whose model; demo is the shipped one's")
-    parser.add_argument("--weights", choices=("fp32", "fp16", "int8", "int4"), default="int4", help="default int4")
-    parser.add_argument("--kv", choices=("fp32", "int8"), default="int8", help="of the KV cache; default int8")
+    parser.add_argument("--weights", choices=WEIGHTS, default="int4", help="default int4")
+    parser.add_argument("--kv", choices=KV, default="int8", help="of the KV cache; default int8")
     parser.add_argument("--block", type=int, choices=(32, 64, 128), default=32, help="rows to a scale; default 32")
     parser.add_argument(
         "--depth",
@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", type=Path, metavar="FOLDER", help="keep the random bundle here; default the user's cache"
     )
-    parser.add_argument("--threads", type=number(int, at_least=1, at_most=1024), metavar="N", help="default all cores")
+    parser.add_argument("--threads", type=thread_count, metavar="N", help="default all cores")
     parser.add_argument("--repeats", type=number(int, at_least=1), default=3, metavar="N", help="default 3")
     parser.add_argument("--json", action="store_true", help="end with one JSON document")
 

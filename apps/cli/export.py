@@ -33,6 +33,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of the KV cache; auto chooses for each layer; default auto with int8 or int4 weights, else fp32",
     )
     _add_precisions(parser)
+    parser.add_argument(
+        "--gate",
+        default="",
+        metavar="NAME=LIMIT,...",
+        help="tighter limits for held-out turns than the defaults, or a JSON file with them",
+    )
     parser.add_argument("--allow-mismatch", action="store_true", help="write the bundle even when parity fails")
     parser.add_argument("--force", action="store_true", help="replace BUNDLE where it exists")
     parser.add_argument("--dry-run", action="store_true", help="check the checkpoint, say what it will take, and end")
@@ -97,6 +103,7 @@ def _clips(args: argparse.Namespace) -> list[Clip] | None:
 def run(args: argparse.Namespace) -> int:
     with extra_packages("export", "Export"):
         from export.api import export_checkpoint, preflight
+        from export.limits import parse_gate
 
         chosen: dict[str, Any] = {
             "weights": args.weights,
@@ -117,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
                 kv=args.kv,
                 method=args.method,
                 clips=_clips(args),
+                gate=parse_gate(args.gate) if args.gate else None,
                 allow_mismatch=args.allow_mismatch,
                 progress=progress,
                 overwrite=args.force,

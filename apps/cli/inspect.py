@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 WORST = 3
 
 
+NOT_FIGURES = ("thresholds", "passed", "reference", "native", "instruction_set", "problems", "held_out", "clips",
+               "replies", "graphs", "diagnosis")  # fmt: skip
+"""What a parity report holds beside its figures."""
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="folder that `streamo-edge export` wrote")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -165,10 +170,28 @@ def print_parity(parity: dict[str, Any], file: Any) -> None:
         return
     title = f"parity with PyTorch: {_verdict(parity)} (reference: {parity.get('reference', 'not named')})"
     console.table(title, ("quantity", "measured", "allowed"), _parity_rows(parity), file)
-    native = parity.get("native")
+    native, held_out = parity.get("native"), parity.get("held_out")
     if native:
         title = f"the same of the native graphs: {_verdict(native)} ({native.get('instruction_set')})"
         console.table(title, ("quantity", "measured", "allowed"), _parity_rows(native), file)
+    if held_out:
+        _print_held_out(held_out, file)
+    for problem in parity.get("problems", []):
+        print(f"problem: {problem}", file=file)
+
+
+def _print_held_out(held_out: dict[str, Any], file: Any) -> None:
+    """What a user would feel, on turns that nothing was tuned on."""
+    clips = held_out["clips"]
+    where = f"{held_out['compared_turns']} turns of {len(clips)} clips" if "compared_turns" in held_out else "no turns"
+    if held_out.get("replies") == "filled":
+        where += ", of which the model was asked the states only"
+    title = f"held-out turns: {_verdict(held_out)} ({where}; {held_out['graphs']} graphs, teacher-forced)"
+    console.table(title, ("quantity", "measured", "allowed"), _parity_rows(held_out), file)
+    if diagnosis := held_out.get("diagnosis"):
+        from export.diagnosis_text import diagnosis_text
+
+        print(diagnosis_text(diagnosis), file=file)
 
 
 def _verdict(parity: dict[str, Any]) -> str:
@@ -179,14 +202,18 @@ def _parity_rows(parity: dict[str, Any]) -> list[tuple[str, str, str]]:
     limits = parity.get("thresholds", {})
     rows = []
     for name, value in parity.items():
-        if name in ("thresholds", "passed", "reference", "native", "instruction_set"):
+        if name in NOT_FIGURES or (name == "state_flips" and not value):
             continue
-        sign = "at least" if name.endswith("_min") else "at most"
+        sign = "at least" if name.endswith("_min") or name == "top1_agreement" else "at most"
         rows.append((name.replace("_", " "), _short(value), f"{sign} {_short(limits[name])}" if name in limits else ""))
     return rows
 
 
 def _short(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {count}" for name, count in value.items())
     if not isinstance(value, float):
         return str(value)
     return f"{value:.7g}" if 0.9 < value < 1 else f"{value:.3g}"
