@@ -117,7 +117,7 @@ def export_checkpoint(
     recorded = load_expected(Path(reference), checkpoint, source.probe) if reference else None
     if recorded is None:
         require_packages()
-    held_out_limits(weights, (KV_DTYPES.get(kv_wanted, "int8"),), gate or {})  # refused before the work, not after it
+    held_out_limits(plan.coarsest, (KV_DTYPES.get(kv_wanted, "int8"),), gate or {})  # before the work
     options = {"plan": asdict(plan), "kv": kv_wanted, "clips": _digest(clips or [])}
     key = resume_key(checkpoint, {contract.TOKENIZER_FILE: source.tokenizer}, options)
     needed_bytes = bundle_bytes(checkpoint, plan)
