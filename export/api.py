@@ -31,7 +31,7 @@ from export.merge import with_adapter
 from export.native import NativeOperators, key_offset_name, unsupported
 from export.onnx_writer import GraphBuilder
 from export.parity import require_parity
-from export.plan import GPTQ, NEAREST, Plan, make_plan
+from export.plan import GPTQ, KV_DTYPES, NEAREST, Plan, make_plan
 from export.preflight import Preflight, bundle_bytes, disk_free_bytes, memory_bytes
 from export.probe import Probe, build_probe
 from export.proof import HeldOut, Written, prove
@@ -53,7 +53,6 @@ VISION_DATA = "vision.data"
 DECODER_DATA = "decoder.data"
 PRODUCER = "streamo-edge"
 AUTO = "auto"
-KV_DTYPES = {"fp32": "float32", "int8": "int8"}
 
 
 def export_checkpoint(

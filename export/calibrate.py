@@ -20,7 +20,7 @@ from export.kv_choice import LayerKeys, choose_cache
 from export.memory import release_freed_memory
 from export.native import key_offset_name
 from export.plan import GPTQ, QUANTIZED, Plan
-from export.quantize import quantize_blocks
+from export.quantize import dequantize_blocks, quantize_blocks
 from export.turns import Conversation
 from export.weight_store import StoredTensor
 from export.weights import (
@@ -163,7 +163,7 @@ class _Calibration:
                 codes, scales = quantize_blocks(values, block, dtype)
             else:
                 codes, scales = gptq(values, segments, block, dtype)
-            weight = (codes.reshape(len(scales), block, -1) * scales[:, None]).reshape(codes.shape)
+            weight = dequantize_blocks(codes, scales)
             return codes, scales, weight, _error(_padded(sample, len(values)) @ weight, expected)
 
         codes, scales, weight, error = rounded(dtype)

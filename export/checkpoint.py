@@ -34,6 +34,23 @@ HEAD = "lm_head.weight"
 EMBEDDING = TEXT + "embed_tokens.weight"
 COMPUTED = re.compile(r"rotary\w*\.inv_freq$")  # some files hold these tables; they follow from the config
 MAX_LISTED = 5
+
+Maps = dict[str, list[str]]
+"""Linear maps of a layer by the last part of their weights' names, in the order in which a token meets them, and the
+tensors that make up each."""
+DECODER_MAPS: Maps = {
+    "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "attention_output": ["self_attn.o_proj"],
+    "gate_up": ["mlp.gate_proj", "mlp.up_proj"],
+    "down": ["mlp.down_proj"],
+}
+VISION_MAPS: Maps = {
+    "qkv": ["attn.qkv"],
+    "attention_output": ["attn.proj"],
+    "gate_up": ["mlp.gate_proj", "mlp.up_proj"],
+    "down": ["mlp.down_proj"],
+}
+
 TILE_ROWS = 256
 """Rows that are transposed together, so that what is read and what is written both stay in cache."""
 
@@ -92,6 +109,11 @@ class Checkpoint:
     def token_rows(self, first: int, last: int) -> np.ndarray:
         """Embeddings of the tokens `first` to `last`, (last - first, W) float32."""
         return self._read_rows(EMBEDDING, first, last)
+
+    def embeddings(self, ids: np.ndarray) -> np.ndarray:
+        """Embeddings (T, W) float32 of tokens (T,), each row read once."""
+        rows = {token: self.token_rows(token, token + 1)[0] for token in sorted({int(i) for i in ids})}
+        return np.stack([rows[int(token)] for token in ids])
 
     def head_rows(self, rows_at_a_time: int) -> Iterator[np.ndarray]:
         """The head's rows as float32, `rows_at_a_time` at a time."""

@@ -21,7 +21,8 @@ from export.float_layers import Cache, decoder_attention, decoder_layer
 from export.float_model import FloatModel
 from export.held_out import Tally
 from export.limits import within
-from export.quantize import block_for, quantize_blocks
+from export.plan import value_bytes
+from export.quantize import block_for, dequantize_blocks, quantize_blocks
 from export.rounded import RoundedCheckpoint
 from export.turns import Conversation
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from export.proof import HeldOut, Written
 
 MORE_BITS = {"int4": ("int8", "fp16"), "int8": ("fp16",), "fp16": (), "fp32": ()}
-BYTES_PER_VALUE = {"int4": 0.5, "int8": 1.0, "fp16": 2.0, "fp32": 4.0}
-SCALE_BYTES = 4
 SHOWN_LAYERS = 5
 LONGEST_TOKENS = 1500
 """Of the conversation that layers are compared on; more tokens say the same."""
@@ -62,7 +61,7 @@ class RaisedCheckpoint(RoundedCheckpoint):
             return np.asarray(values.astype(np.float16), np.float32)
         block = block_for(values.shape[1], self.block) or values.shape[1]
         codes, scales = quantize_blocks(np.ascontiguousarray(values.T), block, precision)
-        return np.ascontiguousarray((codes * np.repeat(scales, block, axis=0)).T, np.float32)
+        return np.ascontiguousarray(dequantize_blocks(codes, scales).T)
 
 
 def layer_of(name: str) -> int | None:
@@ -161,9 +160,7 @@ class _Search:
         entries, block = self._written.checkpoint.entries, self._written.decoder.block
         names = [name for name in self._rounded.matrices if layer_of(name) in layers]
         values = sum(entries[name].count for name in names)
-        more = BYTES_PER_VALUE[precision] - BYTES_PER_VALUE[self._written.weights]
-        saved_scales = SCALE_BYTES / block if precision == "fp16" else 0.0
-        return int(values * (more - saved_scales))
+        return int(values * (value_bytes(precision, block) - value_bytes(self._written.weights, block)))
 
 
 def float_logits(model: FloatModel, talk: Conversation) -> np.ndarray:

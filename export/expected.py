@@ -78,7 +78,7 @@ def _hidden(
     left, sequences = list(frames), []
     for probe in probes:
         own, left = left[: len(probe.frames)], left[len(probe.frames) :]
-        embeds = probe.embeds(_token_rows(checkpoint, probe.ids), own)
+        embeds = probe.embeds(checkpoint.embeddings(probe.ids), own)
         sequences.append((embeds, reference.positions(probe.ids, probe.grids)))
     return frames, reference.hidden(sequences)
 
@@ -127,9 +127,3 @@ def _made_from(checkpoint: Checkpoint, probe: Probe) -> str:
     for patches, _, _ in probe.frames:
         digest.update(patches.astype("<f4").tobytes())
     return digest.hexdigest()
-
-
-def _token_rows(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
-    """Embeddings (T, W) float32 as PyTorch would look them up."""
-    rows = {token: checkpoint.token_rows(token, token + 1)[0] for token in sorted({int(i) for i in ids})}
-    return np.stack([rows[int(token)] for token in ids])

@@ -1,6 +1,6 @@
 """A checkpoint run in numpy, float32, with the weights of one layer in memory at a time, or all where they fit.
 
-Owns the names of the tensors behind each layer's maps. It is what the export asks for the model's own answers and
+Owns which weights stay in memory. It is what the export asks for the model's own answers and
 activations, so that neither needs torch; the parity check does not use it (see `reference`).
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from edge.contract import VISION_COS, VISION_SIN, WINDOW_MASK
 from edge.rope import decoder_rope, frame_tables
-from export.checkpoint import TEXT, VISUAL, Checkpoint
+from export.checkpoint import DECODER_MAPS, TEXT, VISION_MAPS, VISUAL, Checkpoint, Maps
 from export.float_layers import (
     Cache,
     decoder_attention,
@@ -23,27 +23,13 @@ from export.float_layers import (
     vision_attention,
     vision_block,
 )
+from export.vision import EPSILON as VISION_EPSILON
 
 PIECE_VALUES = 4 << 20
 KEEP_BYTES = 2 * 10**9
 """Weights that stay in memory, as float32; a model with more is read again for every pass."""
-VISION_EPSILON = 1e-6
 
-Maps = dict[str, list[str]]
-
-DECODER_MAPS: Maps = {
-    "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-    "attention_output": ["self_attn.o_proj"],
-    "gate_up": ["mlp.gate_proj", "mlp.up_proj"],
-    "down": ["mlp.down_proj"],
-}
 DECODER_NORMS = {"input_norm": "input_layernorm", "post_norm": "post_attention_layernorm"}
-VISION_MAPS: Maps = {
-    "qkv": ["attn.qkv"],
-    "attention_output": ["attn.proj"],
-    "gate_up": ["mlp.gate_proj", "mlp.up_proj"],
-    "down": ["mlp.down_proj"],
-}
 
 
 class FloatModel:
@@ -67,8 +53,7 @@ class FloatModel:
         if self.fits:
             count = self.checkpoint.facts.decoder.vocab_size
             return np.asarray(self._keep("embedding", lambda: self.checkpoint.token_rows(0, count))[ids])
-        rows = {token: self.checkpoint.token_rows(token, token + 1)[0] for token in sorted({int(i) for i in ids})}
-        return np.stack([rows[int(token)] for token in ids])
+        return self.checkpoint.embeddings(ids)
 
     def vision(self, frames: list[tuple[np.ndarray, int, int]]) -> list[np.ndarray]:
         """Embeddings (N, W) of frames given as (patches, rows, columns), in the order of `preprocess.patchify`."""

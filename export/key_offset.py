@@ -31,15 +31,15 @@ def key_offset(bias: np.ndarray, weight: np.ndarray, norm_weight: np.ndarray, he
       (Hkv, D) float32, 0 in the channels whose bias stays in the key; None if it does in all.
     """
     channels = np.sqrt(np.square(weight * norm_weight).sum(axis=1, dtype=np.float64))
-    own = np.median(_pair_norms(channels, head_dim), axis=1, keepdims=True)
-    pairs = _pair_norms(bias, head_dim) > LARGEST_RATIO * own
+    own = np.median(pair_norms(channels, head_dim), axis=1, keepdims=True)
+    pairs = pair_norms(bias, head_dim) > LARGEST_RATIO * own
     if not pairs.any():
         return None
     both = np.concatenate([pairs, pairs], axis=1)
     return np.where(both, bias.reshape(-1, head_dim), 0).astype(np.float32)
 
 
-def _pair_norms(channels: np.ndarray, head_dim: int) -> np.ndarray:
-    """(Hkv D,) to (Hkv, D / 2)."""
+def pair_norms(channels: np.ndarray, head_dim: int) -> np.ndarray:
+    """Channels, (Hkv D,) or (Hkv, D), to the norms of the pairs that rotate together, (Hkv, D / 2) float64."""
     halves = channels.astype(np.float64).reshape(-1, 2, head_dim // 2)
     return np.hypot(halves[:, 0], halves[:, 1])

@@ -13,11 +13,10 @@ import numpy as np
 
 from edge.contract import DecoderFacts, LayerCache
 from export.float_layers import rotate, softmax, split_heads
+from export.key_offset import LARGEST_RATIO, pair_norms
 
 QUERIES = 64
 """Queries of each conversation that attend, spread evenly."""
-LARGEST_RATIO = 3.0
-"""What all keys have in common stays in a pair of channels that is at most this many times what tokens add to one."""
 OFFSET_ABOVE = 0.03
 """Relative error of a layer's attention from which an offset is worth its time."""
 FLOAT_ABOVE = 0.1
@@ -88,8 +87,9 @@ def measured_offset(layer: LayerKeys) -> tuple[float, np.ndarray | None]:
     """
     keys = np.concatenate([layer.heads(i)[1] for i in range(len(layer.qkv))], axis=1).astype(np.float64)
     mean, own = keys.mean(axis=1), keys.std(axis=1)
-    typical = np.median(_pairs(own), axis=1, keepdims=True)
-    ratio = _pairs(mean) / np.maximum(typical, np.finfo(np.float64).tiny)
+    width = layer.facts.head_dim
+    typical = np.median(pair_norms(own, width), axis=1, keepdims=True)
+    ratio = pair_norms(mean, width) / np.maximum(typical, np.finfo(np.float64).tiny)
     pairs = ratio > LARGEST_RATIO
     both = np.concatenate([pairs, pairs], axis=1)
     return float(ratio.max()), np.where(both, mean, 0).astype(np.float32) if pairs.any() else None
@@ -132,8 +132,3 @@ def _attend(queries: np.ndarray, rows: np.ndarray, keys: np.ndarray, values: np.
         results.append(softmax(scores) @ values[head // group])
     return np.stack(results)
 
-
-def _pairs(channels: np.ndarray) -> np.ndarray:
-    """(Hkv, D) to the norms of the pairs that rotate together, (Hkv, D / 2)."""
-    first, second = np.split(channels, 2, axis=1)
-    return np.hypot(first, second)

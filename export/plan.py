@@ -10,15 +10,18 @@ from dataclasses import dataclass, replace
 
 from edge.contract import DecoderFacts, WeightOverride
 from edge.errors import UsageError
+from export.checkpoint import DECODER_MAPS
+from export.weight_store import BITS
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "int8", "int4": "int4"}
 """What each is called on the command line, and the dtype that is stored."""
 QUANTIZED = ("int8", "int4")
+KV_DTYPES = {"fp32": "float32", "int8": "int8"}
+"""The same for KV caches."""
+SCALE_BITS = 32
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 NEAREST, GPTQ = "nearest", "gptq"
 METHODS = (NEAREST, GPTQ)
-MAPS = ("qkv", "attention_output", "gate_up", "down")
-"""The linear maps of a decoder layer, by the last part of their weights' names."""
 HEAD = "head"
 BY_USER = "chosen by the user"
 
@@ -72,6 +75,12 @@ class Plan:
         return replace(self, overrides={**self.overrides, **{o.name: o for o in overrides}})
 
 
+def value_bytes(precision: str, block: int) -> float:
+    """Bytes that a weight takes, its part of the scale of its block counted."""
+    scale_bits = SCALE_BITS / block if precision in QUANTIZED else 0
+    return (BITS[PRECISIONS[precision]] + scale_bits) / 8
+
+
 def make_plan(
     weights: str,
     *,
@@ -117,14 +126,14 @@ def _maps(name: str, facts: DecoderFacts) -> list[str]:
     """The maps that a user's name means."""
     group, _, rest = name.partition(".")
     layer, _, part = rest.partition(".")
-    known = group == "layers" and layer.isdigit() and int(layer) < facts.layers and part in ("", *MAPS)
+    known = group == "layers" and layer.isdigit() and int(layer) < facts.layers and part in ("", *DECODER_MAPS)
     if not known:
         raise UsageError(
             f"There is no weight `{name}`: expected `layers.N` or `layers.N.PART` with N below {facts.layers} and PART "
-            f"one of {', '.join(MAPS)}, or `{HEAD}`"
+            f"one of {', '.join(DECODER_MAPS)}, or `{HEAD}`"
         )
     prefix = f"layers.{int(layer)}."
-    return [prefix + part] if part else [prefix + each for each in MAPS]
+    return [prefix + part] if part else [prefix + each for each in DECODER_MAPS]
 
 
 def _check(what: str, value: str, allowed: object) -> None:

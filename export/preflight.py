@@ -9,15 +9,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.checkpoint import EMBEDDING, HEAD, TEXT, VISUAL, Checkpoint
+from export.checkpoint import DECODER_MAPS, EMBEDDING, HEAD, TEXT, VISUAL, Checkpoint
 from export.partial import left_behind_bytes
-from export.plan import PRECISIONS, QUANTIZED, Plan
-from export.weight_store import BITS
+from export.plan import QUANTIZED, Plan, value_bytes
 from export.weights import EMBEDDING_BLOCK
 
 BASE_MEMORY_BYTES = 1_100_000_000
 """Python, torch, transformers and ONNX Runtime, with the room that the parity check takes for layers."""
-SCALE_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -47,12 +45,12 @@ def bundle_bytes(checkpoint: Checkpoint, plan: Plan) -> int:
     total = 0.0
     for name, entry in checkpoint.entries.items():
         if name == EMBEDDING:
-            total += entry.count * _bytes_each(plan.embedding, EMBEDDING_BLOCK)
+            total += entry.count * value_bytes(plan.embedding, EMBEDDING_BLOCK)
         elif name != HEAD:
             part = plan.vision if name.startswith(VISUAL) else _planned(plan, name)
-            total += entry.count * _bytes_each(part if len(entry.shape) > 1 else "fp32", plan.block)
+            total += entry.count * value_bytes(part if len(entry.shape) > 1 else "fp32", plan.block)
     if plan.head != plan.embedding or plan.head in QUANTIZED or not checkpoint.facts.decoder.tied_embeddings:
-        total += checkpoint.entries[checkpoint.head_name].count * _bytes_each(plan.head, plan.block)
+        total += checkpoint.entries[checkpoint.head_name].count * value_bytes(plan.head, plan.block)
     return int(total * 1.03)  # rows filled up to whole blocks, page alignment, the graphs
 
 
@@ -61,13 +59,8 @@ def _planned(plan: Plan, tensor: str) -> str:
     layer = tensor.removeprefix(TEXT).split(".")
     if layer[0] != "layers":
         return plan.weights
-    parts = {"o_proj": "attention_output", "gate_proj": "gate_up", "up_proj": "gate_up", "down_proj": "down"}
-    return plan.precision(f"layers.{layer[1]}.{parts.get(layer[3], 'qkv')}" if len(layer) > 3 else plan.weights)
-
-
-def _bytes_each(precision: str, block: int) -> float:
-    scale = SCALE_BITS / block if precision in QUANTIZED else 0
-    return (BITS[PRECISIONS[precision]] + scale) / 8
+    parts = {source: part for part, sources in DECODER_MAPS.items() for source in sources}
+    return plan.precision(f"layers.{layer[1]}.{parts.get('.'.join(layer[2:4]))}")
 
 
 def memory_bytes(checkpoint: Checkpoint) -> int:

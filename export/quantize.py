@@ -49,6 +49,12 @@ def quantize_blocks(values: np.ndarray, block: int, dtype: str) -> tuple[np.ndar
     return scaled.astype(np.int8).reshape(values.shape), scales
 
 
+def dequantize_blocks(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Codes (K, N) and scales (K / block, N) to values (K, N) float32."""
+    blocks = codes.reshape(len(scales), -1, codes.shape[1])
+    return np.asarray((blocks * scales[:, None]).reshape(codes.shape), np.float32)
+
+
 def quantize_rows(rows: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows (n, W) of a table, W a multiple of `block`, to int8.
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from export.checkpoint import EMBEDDING, Checkpoint
+from export.quantize import dequantize_blocks
 from export.weight_store import StoredTensor
 from export.weights import WeightWriter
 
@@ -121,9 +122,7 @@ class RoundedCheckpoint(Checkpoint):
         else:
             values = np.asarray(self._values(codes)[:, first:last], np.float32)
         if matrix.scale is not None:
-            scales = self._values(matrix.scale)[:, first:last]
-            blocks = values.reshape(len(scales), -1, last - first)
-            values = (blocks * scales[:, None]).reshape(values.shape)
+            values = dequantize_blocks(values, self._values(matrix.scale)[:, first:last])
         return np.ascontiguousarray(values.T)
 
     def _values(self, stored: StoredTensor) -> np.ndarray:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edge.errors import CheckpointError
-from export.checkpoint import EMBEDDING, TEXT, VISUAL, Checkpoint
+from export.checkpoint import DECODER_MAPS, EMBEDDING, TEXT, VISUAL, Checkpoint
 from export.key_offset import key_offset
 from export.native import key_offset_name
-from export.plan import MAPS, PRECISIONS, QUANTIZED, Plan
+from export.plan import PRECISIONS, QUANTIZED, Plan
 from export.quantize import block_for, pack_int4, padded_width, quantize_blocks, quantize_rows
 from export.weight_store import Columns, StoredTensor, WeightFile
 
@@ -277,13 +277,11 @@ def layer_maps(writer: WeightWriter, plan: Plan, layer: int) -> dict[str, MapSou
     source, name = f"{TEXT}layers.{layer}.", f"layers.{layer}."
     quantized = any(plan.precision(f"{name}{part}") in QUANTIZED for part in ("gate_up", "down"))
     width = inner_width(writer, name, source + "mlp.", quantized=quantized)
-    maps = {
-        "qkv": MapSource([f"{source}self_attn.{part}_proj.weight" for part in "qkv"]),
-        "attention_output": MapSource([f"{source}self_attn.o_proj.weight"]),
-        "gate_up": MapSource([f"{source}mlp.{part}_proj.weight" for part in ("gate", "up")], width=width),
-        "down": MapSource([f"{source}mlp.down_proj.weight"], rows=width),
+    filled: dict[str, dict[str, int]] = {"gate_up": {"width": width}, "down": {"rows": width}}
+    return {
+        name + part: MapSource([f"{source}{tensor}.weight" for tensor in tensors], **filled.get(part, {}))
+        for part, tensors in DECODER_MAPS.items()
     }
-    return {name + part: maps[part] for part in MAPS}
 
 
 def write_head(writer: WeightWriter, plan: Plan, embedding: StoredTensor) -> None:

@@ -17,8 +17,8 @@ from edge.embeddings import Embeddings
 from edge.errors import BundleError, UsageError
 from export import calibrate
 from export.api import export_checkpoint
-from export.checkpoint import EMBEDDING, open_checkpoint
-from export.plan import MAPS, make_plan
+from export.checkpoint import DECODER_MAPS, EMBEDDING, open_checkpoint
+from export.plan import make_plan
 from export.turns import Clip
 
 FACTS = DecoderFacts(3, 64, 96, 4, 2, 16, 320, 1e-6, 1e6, (2, 3, 3), True)
@@ -123,7 +123,7 @@ def test_a_calibrated_bundle_says_what_it_was_fitted_to_and_is_the_same_twice(tm
     precision = made[0].precision
     assert precision.method == "gptq" and precision.calibration["clips"] == ["noise"]
     assert (precision.calibration["turns"], precision.calibration["held_out_turns"]) == (4, 1)
-    assert set(precision.output_errors) == {f"layers.{i}.{part}" for i in range(2) for part in MAPS}
+    assert set(precision.output_errors) == {f"layers.{i}.{part}" for i in range(2) for part in DECODER_MAPS}
     assert len(made[0].kv_layers) == 2 and made[0].parity["passed"]
     assert made[0].parity["rounded_relative_error"] <= 1e-4
     names = [path.name for path in (tmp_path / "one").iterdir()]
