@@ -182,21 +182,7 @@ void values_int8(const uint8_t* weights, const float* keep, const float* step, i
 
 }  // namespace
 
-const AttentionKernels attention_kernels_i8mm = {
-    "i8mm",
-    Shared::turn,
-    Shared::quantise<true>,
-    Shared::quantise<false>,
-    Shared::pack_keys_float,
-    Shared::pack_angles,
-    Shared::scores_float,
-    Shared::softmax_float,
-    Shared::values_float,
-    pack_keys_int8,
-    pack_values_int8,
-    scores_int8,
-    Shared::softmax_int8,
-    values_int8,
-};
+const AttentionKernels attention_kernels_i8mm = Shared::table_with(
+    "i8mm", pack_keys_int8, pack_values_int8, scores_int8, values_int8);
 
 }  // namespace streamo

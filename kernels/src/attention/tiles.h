@@ -451,9 +451,19 @@ struct Tiles {
   }
 
   static constexpr AttentionKernels table(const char* name, const FewRowsKernels* few_rows = nullptr) {
-    return {name,           turn,         quantise<true>, quantise<false>, pack_keys_float,  pack_angles,
-            scores_float,   softmax_float, values_float,  pack_keys_int8,  pack_values_int8, scores_int8,
-            softmax_int8,   values_int8,  few_rows};
+    return table_with(name, pack_keys_int8, pack_values_int8, scores_int8, values_int8, few_rows);
+  }
+
+  // The same for an instruction set with products of bytes, and an order of them, of its own.
+  static constexpr AttentionKernels table_with(const char* name,
+                                               decltype(AttentionKernels::pack_keys_int8) pack_keys,
+                                               decltype(AttentionKernels::pack_values_int8) pack_values,
+                                               decltype(AttentionKernels::scores_int8) scores,
+                                               decltype(AttentionKernels::values_int8) values,
+                                               const FewRowsKernels* few_rows = nullptr) {
+    return {name,          turn,         quantise<true>, quantise<false>, pack_keys_float, pack_angles, scores_float,
+            softmax_float, values_float, pack_keys,      pack_values,     scores,          softmax_int8, values,
+            few_rows};
   }
 };
 
