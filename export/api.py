@@ -14,32 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from edge import contract
-from edge.contract import Component, EmbeddingTable, LayerCache, Manifest, TokenIds, WeightPrecision
+from edge.contract import Component, EmbeddingTable, LayerCache, Manifest, WeightPrecision
 from edge.errors import UsageError
-from edge.preprocess import PreprocessConfig
 from edge.prompt import STREAMO
-from export.adapter import open_adapter
 from export.bundle_writer import BundleWriter
 from export.calibrate import Calibrated, CalibrationTurns, write_calibrated_decoder
-from export.checkpoint import Checkpoint, open_checkpoint
+from export.checkpoint import Checkpoint
 from export.decoder import build_decoder
 from export.expected import compute_expected, load_expected, save_expected
 from export.float_model import FloatModel
 from export.known_hashes import check_files, known_hash
 from export.limits import held_out_limits
-from export.merge import with_adapter
 from export.native import NativeOperators, key_offset_name, unsupported
 from export.onnx_writer import GraphBuilder
 from export.parity import require_parity
 from export.plan import GPTQ, KV_DTYPES, NEAREST, Plan, make_plan
 from export.preflight import Preflight, bundle_bytes, disk_free_bytes, memory_bytes
-from export.probe import Probe, build_probe
 from export.proof import HeldOut, Written, prove
 from export.reference import require_packages
 from export.resume import resume_key
+from export.source import Source, open_source
 from export.stream_attention import stream_attention_function
-from export.stream_config import PREPROCESSOR_FILE, StreamFile, read_preprocess, read_stream_file
-from export.tokens import read_tokenizer, token_ids
+from export.stream_config import PREPROCESSOR_FILE
 from export.turns import Clip, Conversation, Spelling, converse, describe_turns
 from export.vision import build_vision
 from export.weight_store import StoredTensor, WeightFile
@@ -108,7 +104,7 @@ def export_checkpoint(
       UsageError: an argument is not usable.
     """
     report = progress or (lambda stage, done, total: None)
-    source = _open(Path(checkpoint_dir), adapter)
+    source = open_source(Path(checkpoint_dir), adapter)
     checkpoint = source.checkpoint
     choices: dict[str, Any] = {"block": block_size, "vision": vision, "embedding": embedding, "layers": layers}
     plan = make_plan(weights, method=_method(method, clips), facts=checkpoint.facts.decoder, **choices)
@@ -150,7 +146,7 @@ def _method(wanted: str | None, clips: Sequence[Clip] | None) -> str:
 
 
 def _manifest(
-    source: _Source,
+    source: Source,
     bundle: BundleWriter,
     table: Mapping[str, StoredTensor],
     vision: tuple[Component, WeightWriter],
@@ -197,7 +193,7 @@ def preflight(
     Raises:
       CheckpointError: the checkpoint cannot be exported.
     """
-    source = _open(Path(checkpoint_dir), adapter)
+    source = open_source(Path(checkpoint_dir), adapter)
     checkpoint = source.checkpoint
     choices: dict[str, Any] = {"block": block_size, "vision": vision, "embedding": embedding, "layers": layers}
     plan = make_plan(weights, facts=checkpoint.facts.decoder, **choices)
@@ -231,38 +227,11 @@ def record_reference(checkpoint_dir: str | Path, path: str | Path, adapter: str 
       CheckpointError: the checkpoint cannot be exported.
       UsageError: torch or transformers is not installed.
     """
-    source = _open(Path(checkpoint_dir), adapter)
+    source = open_source(Path(checkpoint_dir), adapter)
     save_expected(Path(path), compute_expected(source.checkpoint, source.probe), source.checkpoint, source.probe)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A checkpoint with its small files read."""
-
-    checkpoint: Checkpoint
-    tokenizer: bytes
-    tokens: TokenIds
-    stream: StreamFile
-    preprocess: PreprocessConfig
-    notes: list[str]
-    probe: Probe
-
-
-def _open(folder: Path, adapter: str | Path | None = None) -> _Source:
-    checkpoint = open_checkpoint(folder)
-    merge_notes: list[str] = []
-    if adapter is not None:
-        checkpoint, merge_notes = with_adapter(checkpoint, open_adapter(Path(adapter)))
-    tokenizer = read_tokenizer(checkpoint)
-    stream = read_stream_file(checkpoint)
-    rows = checkpoint.facts.decoder.vocab_size
-    tokens = token_ids(tokenizer, STREAMO, rows, spelled_states=stream.spelled_states)
-    preprocess, notes = read_preprocess(checkpoint)
-    probe = build_probe(preprocess, tokens, tokenizer)
-    return _Source(checkpoint, tokenizer, tokens, stream, preprocess, [*merge_notes, *notes], probe)
-
-
-def _cache(source: _Source, plan: Plan, kv: str | None) -> tuple[str, bool]:
+def _cache(source: Source, plan: Plan, kv: str | None) -> tuple[str, bool]:
     """What the KV cache is wanted to be, and whether there are native graphs: their operators may not cover the model.
 
     Raises:
@@ -299,10 +268,10 @@ def conversations(checkpoint_dir: str | Path, clips: Sequence[Clip]) -> list[Con
     Raises:
       CheckpointError: the checkpoint cannot be exported.
     """
-    return _converse(_open(Path(checkpoint_dir), None), clips, lambda stage, done, total: None)
+    return _converse(open_source(Path(checkpoint_dir)), clips, lambda stage, done, total: None)
 
 
-def _converse(source: _Source, clips: Sequence[Clip], report: Progress) -> list[Conversation]:
+def _converse(source: Source, clips: Sequence[Clip], report: Progress) -> list[Conversation]:
     """What the unquantised model says about the clips."""
     if not clips:
         return []

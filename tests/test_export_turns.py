@@ -11,9 +11,9 @@ from tiny_checkpoint import write_checkpoint
 import export.turns as turns_module
 from edge.contract import TokenIds
 from edge.preprocess import PreprocessConfig
-from export.api import _open
 from export.expected import compute_expected
 from export.float_model import FloatModel
+from export.source import open_source
 from export.turns import FILLED, OWN, TURN, UNASKED, WORD, Clip, Conversation, Spelling, converse
 
 QUESTION = "What now?"
@@ -23,7 +23,7 @@ QUESTION = "What now?"
 def source(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("turns")
     write_checkpoint(folder, layers=2)
-    return _open(folder, None)
+    return open_source(folder)
 
 
 def spelling(source: Any) -> Spelling:

@@ -21,6 +21,7 @@ from export.expected import Expected, compute_expected
 from export.parity import require_parity
 from export.probe import Probe
 from export.proof import Written
+from export.source import open_source
 
 Damage = Callable[[Written], None]
 
@@ -45,7 +46,7 @@ class Sound:
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Sound:
     folder = tmp_path_factory.mktemp("gate")
     write_checkpoint(folder / "checkpoint", layers=3)
-    source = api._open(folder / "checkpoint")
+    source = open_source(folder / "checkpoint")
     bundles = {}
     for weights in ("fp32", "int8", "int4"):
         kept = folder / weights
@@ -152,7 +153,7 @@ def misread(monkeypatch: pytest.MonkeyPatch, **wrong: Any) -> None:
         found = open_checkpoint(folder)
         return replace(found, facts=replace(found.facts, decoder=replace(found.facts.decoder, **wrong)))
 
-    monkeypatch.setattr(api, "open_checkpoint", opened)
+    monkeypatch.setattr("export.source.open_checkpoint", opened)
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,10 @@ def measure(checkpoint: Path, workdir: Path, weights: list[str]) -> dict[str, An
       `bfloat16` and one entry for each precision, with greatest relative errors of visual tokens and logits, cosine,
       divergence, and for bundles the seconds and bytes of export and loading.
     """
-    from export.api import _open
     from export.expected import compute_expected
+    from export.source import open_source
 
-    source = _open(checkpoint)
+    source = open_source(checkpoint)
     console.say("transformers, float32 ...")
     expected = compute_expected(source.checkpoint, source.probe)
     console.say("transformers, bfloat16 ...")
