@@ -28,8 +28,9 @@ from export.limits import held_out_limits
 from export.native import NativeOperators, key_offset_name, unsupported
 from export.onnx_writer import GraphBuilder
 from export.parity import require_parity
+from export.partial import disk_free_bytes
 from export.plan import GPTQ, KV_DTYPES, NEAREST, Plan, make_plan
-from export.preflight import Preflight, bundle_bytes, disk_free_bytes, memory_bytes
+from export.preflight import Preflight, bundle_bytes, memory_bytes
 from export.proof import HeldOut, Written, prove
 from export.reference import require_packages
 from export.resume import resume_key

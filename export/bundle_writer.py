@@ -16,7 +16,7 @@ from types import TracebackType
 
 from edge.contract import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileFacts, Manifest, manifest_to_json
 from edge.errors import OutputError
-from export.partial import PartialFolder, left_behind_bytes
+from export.partial import PartialFolder, disk_free_bytes
 from export.resume import Journal
 from export.weight_store import WeightFile
 
@@ -138,14 +138,10 @@ class BundleWriter:
             )
 
     def _check_space(self, needed_bytes: int) -> None:
-        parent = self.target.parent
-        while not parent.exists():
-            parent = parent.parent
-        free = shutil.disk_usage(parent).free + left_behind_bytes(self.target)
-        if free < needed_bytes + SPARE_BYTES:
+        free, needed = sum(disk_free_bytes(self.target)), needed_bytes + SPARE_BYTES
+        if free < needed:
             raise OutputError(
-                f"The bundle takes {(needed_bytes + SPARE_BYTES) / 1e6:.0f} MB, `{parent}` has {free / 1e6:.0f} MB "
-                "free",
+                f"The bundle takes {needed / 1e6:.0f} MB, `{self.target.parent}` has {free / 1e6:.0f} MB free",
                 hint="Free some space, choose another disk, or export with `--weights int4`",
             )
 

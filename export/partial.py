@@ -1,6 +1,7 @@
 """The folder that an export writes into until it is a bundle: made, locked, found again, cleared away.
 
-Owns the folders beside a bundle that begin with a dot and its name. Does not know what the files in them mean.
+Owns the folders beside a bundle that begin with a dot and its name, and the room there is for them. Does not know what
+the files in them mean.
 """
 
 from __future__ import annotations
@@ -64,9 +65,17 @@ class PartialFolder:
                 os.close(descriptor)
 
 
+def disk_free_bytes(target: Path) -> tuple[int, int]:
+    """Free bytes where `target` will lie, and beside them its `left_behind_bytes`."""
+    parent = Path(os.path.realpath(target)).parent
+    while not parent.exists():
+        parent = parent.parent
+    return shutil.disk_usage(parent).free, left_behind_bytes(target)
+
+
 def left_behind_bytes(target: Path) -> int:
     """Bytes in unfinished folders of `target` that no process holds: they are gone on with, or removed."""
-    total = 0
+    total, target = 0, Path(os.path.realpath(target))  # as `BundleWriter` takes it
     for folder in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
         descriptor = _lock(folder)
         if descriptor is not None:

@@ -5,12 +5,9 @@ Owns the estimates. Does not refuse anything itself.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from export.checkpoint import DECODER_MAPS, EMBEDDING, HEAD, TEXT, VISUAL, Checkpoint
-from export.partial import left_behind_bytes
 from export.plan import QUANTIZED, Plan, value_bytes
 from export.weights import EMBEDDING_BLOCK
 
@@ -67,11 +64,3 @@ def memory_bytes(checkpoint: Checkpoint) -> int:
     """About what an export holds at its peak, whatever the model's size: its largest tensor counts, not their sum."""
     largest = max(entry.bytes for entry in checkpoint.entries.values())
     return BASE_MEMORY_BYTES + 2 * largest
-
-
-def disk_free_bytes(target: Path) -> tuple[int, int]:
-    """Free bytes where `target` will lie, and bytes that an interrupted export has left there."""
-    parent = target.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    return shutil.disk_usage(parent).free, left_behind_bytes(target.absolute())

@@ -22,6 +22,7 @@ from export.api import export_checkpoint, record_reference
 from export.checkpoint import Checkpoint, expected_shapes
 from export.config import facts_from_config
 from export.known_hashes import DOWNLOADS, SUMS_FILE, known_hash
+from export.partial import disk_free_bytes
 from export.plan import make_plan
 from export.safetensors_file import TensorEntry
 
@@ -117,7 +118,7 @@ def test_too_little_disk_is_refused_with_both_numbers_unless_a_leftover_fills_it
     with pytest.raises(KeyboardInterrupt):
         export(folder, progress=interrupt)
     target = folder.parent.parent / "bundle"
-    _, left = preflight.disk_free_bytes(target)
+    _, left = disk_free_bytes(target)
     assert left > 1_000_000
     needed = api.preflight(folder, target).bundle_bytes + (64 << 20)
     monkeypatch.setattr("export.bundle_writer.shutil.disk_usage", lambda path: usage(0, 0, needed - left))
