@@ -16,6 +16,7 @@ from typing import Any
 from edge.errors import CheckpointError
 from export.checkpoint import ADAPTER_CONFIG_FILE as CONFIG_FILE
 from export.checkpoint import named_base, parse_json
+from export.fingerprint import add_file
 from export.low_rank import LowRank
 from export.safetensors_file import TensorEntry, read_entries
 
@@ -60,7 +61,7 @@ class Adapter:
 
     @property
     def files(self) -> list[Path]:
-        return [self.folder / name for name in (WEIGHTS_FILE, VISION_FILE) if (self.folder / name).is_file()]
+        return _weight_files(self.folder)
 
     def provenance(self) -> dict[str, Any]:
         """What the manifest says about the adapter."""
@@ -96,9 +97,10 @@ def open_adapter(folder: Path) -> Adapter:
     if not updates and not replacements:
         raise CheckpointError(f"Adapter `{folder}` holds no tensors", hint="Copy the adapter again")
     hashes = hashlib.sha256()
-    for name in (WEIGHTS_FILE, VISION_FILE):
-        if (folder / name).is_file():
-            hashes.update(_sha256(folder / name))
+    for path in _weight_files(folder):
+        digest = hashlib.sha256()
+        add_file(digest, path)
+        hashes.update(digest.digest())
     return Adapter(
         folder,
         hashlib.sha256(config_bytes).hexdigest(),
@@ -107,6 +109,10 @@ def open_adapter(folder: Path) -> Adapter:
         updates,
         replacements,
     )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return [folder / name for name in (WEIGHTS_FILE, VISION_FILE) if (folder / name).is_file()]
 
 
 def _take(
@@ -247,11 +253,3 @@ def _expect(holds: bool, key: str, expected: str, found: object) -> None:
 
 def _positive(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-
-
-def _sha256(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.digest()

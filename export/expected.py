@@ -16,13 +16,12 @@ import numpy as np
 
 from edge.errors import CheckpointError
 from export.checkpoint import Checkpoint
+from export.fingerprint import add_file
 from export.probe import Probe
 
 if TYPE_CHECKING:
     from export.reference import Reference
     from export.turns import Conversation
-
-READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -120,9 +119,7 @@ def _made_from(checkpoint: Checkpoint, probe: Probe) -> str:
     if checkpoint.adapter:
         digest.update(checkpoint.adapter.config_sha256.encode())
     for path in checkpoint.files:
-        with path.open("rb") as file:
-            while piece := file.read(READ_BYTES):
-                digest.update(piece)
+        add_file(digest, path)
     digest.update(probe.ids.astype("<i8").tobytes())
     for patches, _, _ in probe.frames:
         digest.update(patches.astype("<f4").tobytes())

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from edge.errors import CheckpointError
+from export.fingerprint import add_file
 
 SUMS_FILE = "SHA256SUMS"
 DOWNLOADS = Path(".cache") / "huggingface" / "download"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SUMS_LINE = re.compile(r"([0-9a-fA-F]{64})[ \t]+\*?(.+)")
-READ_BYTES = 8 << 20
 CLOCK_SLACK_S = 1.0
 
 
@@ -42,8 +42,9 @@ def check_files(paths: Iterable[Path], report: Callable[[int, int], None]) -> No
     known = [(path, *record) for path in paths if (record := known_hash(path)) is not None]
     for done, (path, expected, source) in enumerate(known):
         report(done, len(known))
-        found = _sha256(path)
-        if found != expected:
+        digest = hashlib.sha256()
+        add_file(digest, path)
+        if (found := digest.hexdigest()) != expected:
             raise CheckpointError(
                 f"`{path.name}` has the SHA-256 {found[:16]}..., expected {expected[:16]}... as {source} gives it",
                 hint="The file is damaged or was changed: download it again, or remove the record if it was changed "
@@ -87,16 +88,3 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return []
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb", buffering=0) as file:
-            while piece := file.read(READ_BYTES):
-                digest.update(piece)
-    except OSError as error:
-        raise CheckpointError(
-            f"`{path}` cannot be read: {error.strerror or error}", hint="Check the file's permissions and its disk"
-        ) from None
-    return digest.hexdigest()

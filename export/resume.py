@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge import contract, preprocess, prompt
 from export.checkpoint import Checkpoint
+from export.fingerprint import code_fingerprint
 
 JOURNAL_FILE = "journal.jsonl"
 KEY_LETTERS = 16
@@ -110,7 +110,5 @@ def resume_key(checkpoint: Checkpoint, small_files: Mapping[str, bytes], options
         digest.update(json.dumps(checkpoint.adapter.provenance(), sort_keys=True).encode())
     for name, content in sorted(small_files.items()):
         digest.update(json.dumps([name, hashlib.sha256(content).hexdigest()]).encode())
-    seams = [Path(str(module.__file__)) for module in (contract, preprocess, prompt)]
-    for path in (*sorted(Path(__file__).parent.glob("*.py")), *seams):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    digest.update(code_fingerprint().encode())
     return digest.hexdigest()[:KEY_LETTERS]

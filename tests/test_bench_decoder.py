@@ -84,7 +84,7 @@ def test_a_bundle_is_written_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
     path = random_bundle.make(DEMO, folder, quiet)
     assert random_bundle.find(DEMO, folder) == path
     assert random_bundle.find(Recipe("demo", block=128), folder) is None
-    monkeypatch.setattr("apps.demo.bundle.code_fingerprint", lambda: "other")
+    monkeypatch.setattr("export.fingerprint.code_fingerprint", lambda *_: "other")
     assert random_bundle.find(DEMO, folder) is None  # made by other code
 
 

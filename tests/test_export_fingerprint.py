@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import export
 from apps.demo import bundle
 from edge import contract
+from export import fingerprint
 
 
 def test_a_change_of_the_export_or_of_the_contract_asks_for_another_bundle(
@@ -17,9 +17,9 @@ def test_a_change_of_the_export_or_of_the_contract_asks_for_another_bundle(
 ) -> None:
     before = bundle._fingerprint()
     assert bundle._fingerprint() == before
-    shutil.copytree(Path(str(export.__file__)).parent, tmp_path / "export")
+    shutil.copytree(Path(fingerprint.__file__).parent, tmp_path / "export")
     shutil.copy(str(contract.__file__), tmp_path / "contract.py")
-    monkeypatch.setattr(export, "__file__", str(tmp_path / "export" / "__init__.py"))
+    monkeypatch.setattr(fingerprint, "__file__", str(tmp_path / "export" / "fingerprint.py"))
     monkeypatch.setattr(contract, "__file__", str(tmp_path / "contract.py"))
     assert bundle._fingerprint() == before  # wherever the code lies
     (tmp_path / "export" / "decoder.py").write_text("changed")

@@ -161,9 +161,10 @@ def make(recipe: Recipe, folder: Path, progress: Progress) -> Path:
 
 
 def _source(recipe: Recipe) -> dict[str, Any]:
-    from apps.demo.bundle import code_fingerprint
+    from export.fingerprint import code_fingerprint
 
-    return {"name": f"random weights of the shape {recipe.shape}", "recipe": recipe.name, "code": code_fingerprint()}
+    code = code_fingerprint(Path(__file__), Path(str(random_model.__file__)))
+    return {"name": f"random weights of the shape {recipe.shape}", "recipe": recipe.name, "code": code}
 
 
 def _tokenizer() -> bytes:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from apps.demo import CHECKPOINT
-from edge import __version__
 from edge.bundle import open_bundle
 from edge.errors import BundleError
 
@@ -54,24 +53,10 @@ def demo_bundle(
 
 def _fingerprint() -> str:
     """What the bundle depends on: the checkpoint's files, and the code that makes a bundle."""
+    from export.fingerprint import code_fingerprint
+
     digest = hashlib.sha256(code_fingerprint().encode())
     for path in sorted(CHECKPOINT.iterdir()):
-        digest.update(path.name.encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:12]
-
-
-def code_fingerprint() -> str:
-    """This version, and the code that makes a bundle.
-
-    A checkout changes between versions, so the version alone would leave an old bundle in use.
-    """
-    import export
-    from edge import contract, preprocess, prompt
-
-    seams = [Path(str(module.__file__)) for module in (contract, preprocess, prompt)]
-    digest = hashlib.sha256(__version__.encode())
-    for path in (*sorted(Path(str(export.__file__)).parent.glob("*.py")), *seams):
         digest.update(path.name.encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:12]
