@@ -18,7 +18,9 @@ import numpy as np
 from apps.bench.machine import available_cores, machine_card
 
 if TYPE_CHECKING:
+    from apps.demo.world import Stream
     from edge.bundle import Bundle
+    from edge.contract import TokenIds
     from export.turns import Conversation
 
 Progress = Callable[[str, float, float], None]
@@ -73,11 +75,15 @@ def measure(
     from apps.demo.clips import demo_clips
     from edge.bundle import open_bundle
     from export.api import conversations, export_checkpoint
+    from export.checkpoint import open_checkpoint
+    from export.diagnosis import float_logits
+    from export.float_model import FloatModel
 
     report = progress or (lambda what, done, total: None)
     clips = demo_clips()
     talks = conversations(checkpoint, [clip for clip in clips if clip.held_out])
-    expected = _reference(checkpoint, talks)
+    model = FloatModel(open_checkpoint(checkpoint))
+    expected = [float_logits(model, talk) for talk in talks]
     rows = []
     for i, setting in enumerate(SETTINGS):
         report("precisions", i, len(SETTINGS))
@@ -95,7 +101,8 @@ def measure(
         )
         bundle = open_bundle(folder)
         row = {"name": setting.name, **asdict(setting), **_bytes(bundle)}
-        row |= held_out_figures(talks, expected, [_logits(bundle, talk, threads) for talk in talks])
+        found = [_logits(bundle, talk, threads) for talk in talks]
+        row |= held_out_figures(talks, expected, found, bundle.manifest.tokens)
         rows.append(row | (free_running(bundle, seeds, threads) if seeds else {}))
     report("precisions", len(SETTINGS), len(SETTINGS))
     held_out = {"clips": [talk.name for talk in talks], "turns": sum(len(talk.frames) for talk in talks)}
@@ -107,20 +114,8 @@ def measure(
     }
 
 
-def _reference(checkpoint: Path, talks: Sequence[Conversation]) -> list[np.ndarray]:
-    """Logits (parts, V) after each part, by the unquantised model."""
-    from export.checkpoint import open_checkpoint
-    from export.float_model import FloatModel
-
-    model, found = FloatModel(open_checkpoint(checkpoint)), []
-    for talk in talks:
-        hidden = model.hidden(talk.embeds(model.embeddings(talk.ids), talk.visual), talk.positions, model.caches())
-        found.append(model.logits(hidden[talk.ends - 1]))
-    return found
-
-
 def _logits(bundle: Bundle, talk: Conversation, threads: int | None) -> np.ndarray:
-    """The same through the runtime's own decoder, the conversation given as it is."""
+    """Logits (n, V) behind the held-out parts, by the runtime's own decoder, the conversation given as it is."""
     from edge.backends import load_backend
     from edge.decoder import Decoder, FrameTokens
 
@@ -138,51 +133,40 @@ def _logits(bundle: Bundle, talk: Conversation, threads: int | None) -> np.ndarr
             else:
                 segments.append(list(ids))
         found.append(decoder.prefill(segments).copy())
-    return np.stack(found)
+    return np.stack([found[i] for i in talk.held_out_parts])
 
 
 def held_out_figures(
-    talks: Sequence[Conversation], expected: Sequence[np.ndarray], found: Sequence[np.ndarray]
+    talks: Sequence[Conversation], expected: Sequence[np.ndarray], found: Sequence[np.ndarray], tokens: TokenIds
 ) -> dict[str, float]:
     """How far decisions move on the held-out turns, every one after the unquantised model's own conversation."""
-    divergences, agreed, states = [], [], []
+    from export.held_out import Tally
+
+    tally = Tally(tokens)
     for talk, wanted, given in zip(talks, expected, found, strict=True):
-        parts = talk.held_out_parts
-        log_wanted, log_given = _log_softmax(wanted[parts]), _log_softmax(given[parts])
-        divergences.append((np.exp(log_wanted) * (log_wanted - log_given)).sum(axis=1))
-        same = log_wanted.argmax(axis=1) == log_given.argmax(axis=1)
-        agreed.append(same)
-        states.append(same[[talk.roles[i] == "turn" for i in parts]])
-    every = np.concatenate(divergences)
+        tally.add(talk, wanted, given)
+    figures = tally.figures()
     return {
-        "kl_mean": float(f"{every.mean():.3g}"),
-        "kl_p99": float(f"{np.quantile(every, 0.99):.3g}"),
-        "kl_max": float(f"{every.max():.3g}"),
-        "top1_agreement": round(float(np.concatenate(agreed).mean()), 5),
-        "state_flips": int((~np.concatenate(states)).sum()),
-        "decisions": int(sum(map(len, agreed))),
-        "turns": int(sum(map(len, states))),
+        **{name: figures[name] for name in ("kl_mean", "kl_max", "top1_agreement")},
+        "kl_p99": float(f"{np.quantile(tally.divergences, 0.99):.4g}"),
+        "state_flips": sum(figures["state_flips"].values()),
+        "decisions": len(tally.agreed),
+        "turns": tally.turns,
     }
 
 
 def free_running(bundle: Bundle, seeds: range, threads: int | None) -> dict[str, Any]:
     """The scores of `eval demo`, and the median time of a turn in which the model said nothing."""
-    from apps.demo.evaluate import evaluate
+    from apps.demo.evaluate import evaluate, run_session
     from edge import StreamSession
 
-    session, times_ms = StreamSession(bundle, threads=threads), []
+    session = StreamSession(bundle, threads=threads)
+    times_ms: list[float] = []
 
-    def run_stream(stream: Any) -> list[tuple[str, str]]:
-        session.reset()
-        found = []
-        for t in range(stream.duration_s):
-            if t in stream.questions:
-                session.ask(stream.questions[t])
-            turn = session.push(stream.render(t), t)
-            if not turn.text and turn.logits is not None:
-                times_ms.append(turn.timing_ms["turn"])
-            found.append((turn.state.value, turn.text))
-        return found
+    def run_stream(stream: Stream) -> list[tuple[str, str]]:
+        turns = run_session(session, stream)
+        times_ms.extend(turn.timing_ms["turn"] for turn in turns if not turn.text and turn.logits is not None)
+        return [(turn.state.value, turn.text) for turn in turns]
 
     scores = evaluate(run_stream, seeds)
     figures = {name: round(scores[name], 4) for name in ("response_f1", "state_accuracy", "answer_accuracy")}
@@ -196,8 +180,3 @@ def _bytes(bundle: Bundle) -> dict[str, int]:
         "decoder_bytes": manifest.decoder.weights_bytes,
         "kv_bytes_per_token": manifest.kv_bytes_per_token,
     }
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

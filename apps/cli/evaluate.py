@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from apps.demo.evaluate import evaluate
+    from apps.demo.evaluate import evaluate, run_session
     from edge import StreamSession, open_bundle
 
     with console.progress() as progress:
@@ -38,8 +38,7 @@ def run(args: argparse.Namespace) -> int:
     session = StreamSession(bundle, window_turns=args.window, threads=args.threads)
 
     def run_stream(stream: Stream) -> list[tuple[str, str]]:
-        session.reset()
-        return answers(session, stream)
+        return [(turn.state.value, turn.text) for turn in run_session(session, stream)]
 
     with console.progress() as progress:
         progress("streams", 0, len(args.seeds))
@@ -58,17 +57,6 @@ def run(args: argparse.Namespace) -> int:
         precisions = {"weights": manifest.decoder.weights, "kv_dtypes": list(manifest.kv_dtypes)}
         console.print_json({**result, **settings, "seeds": _seeds(args.seeds), **precisions})
     return 0
-
-
-def answers(session: Any, stream: Stream) -> list[tuple[str, str]]:
-    """(state, text) of every turn of a stream, with the model's own answers in its history."""
-    found = []
-    for t in range(stream.duration_s):
-        if t in stream.questions:
-            session.ask(stream.questions[t])
-        turn = session.push(stream.render(t), t)
-        found.append((turn.state.value, turn.text))
-    return found
 
 
 def print_result(result: dict[str, Any], file: Any) -> None:

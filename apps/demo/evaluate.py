@@ -12,10 +12,14 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apps.demo.metrics import Scores
 from apps.demo.world import Stream, make_stream
+
+if TYPE_CHECKING:
+    from edge.session import StreamSession
+    from edge.turn import Turn
 
 CONTROL_SEED_STEP = 400_009
 
@@ -24,6 +28,17 @@ def with_other_frames(stream: Stream) -> Stream:
     """The same questions and true answers with the pictures of another stream of the same task."""
     other = make_stream(stream.seed + CONTROL_SEED_STEP, stream.task, stream.duration_s)
     return replace(stream, script=other.script, look=other.look, _renderer=None)
+
+
+def run_session(session: StreamSession, stream: Stream) -> list[Turn]:
+    """Every turn of a stream from its start, with the model's own answers in its history."""
+    session.reset()
+    turns = []
+    for t in range(stream.duration_s):
+        if t in stream.questions:
+            session.ask(stream.questions[t])
+        turns.append(session.push(stream.render(t), t))
+    return turns
 
 
 def evaluate(
