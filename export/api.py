@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge import contract
-from edge.contract import Component, EmbeddingTable, LayerCache, Manifest, WeightPrecision
+from edge.contract import Component, LayerCache, Manifest, WeightPrecision
 from edge.errors import UsageError
 from edge.prompt import STREAMO
 from export.bundle_writer import BundleWriter
@@ -40,7 +40,7 @@ from export.stream_config import PREPROCESSOR_FILE
 from export.turns import Clip, Conversation, Spelling, converse, describe_turns
 from export.vision import build_vision
 from export.weight_store import StoredTensor, WeightFile
-from export.weights import Step, WeightWriter, write_decoder, write_embeddings, write_vision
+from export.weights import Step, WeightWriter, embedding_table, write_decoder, write_embeddings, write_vision
 
 Progress = Callable[[str, int, int], None]
 """Called as the export goes on: (stage, done, total). Stages: hashes (where some are known), embeddings, vision,
@@ -165,7 +165,7 @@ def _manifest(
         preprocess=source.preprocess,
         protocol=STREAMO,
         tokens=source.tokens,
-        embedding=_embedding_table(table),
+        embedding=embedding_table(table),
         vision=tower,
         decoder=decoder.component,
         kv_dtypes=decoder.kv_dtypes,
@@ -291,14 +291,6 @@ def _write_embeddings(
     bundle.record(contract.EMBEDDING_FILE, file.facts())
     report("embeddings", 1, 1)
     return writer.stored
-
-
-def _embedding_table(stored: Mapping[str, StoredTensor]) -> EmbeddingTable:
-    table, scale = stored["embedding"], stored.get("embedding.scale")
-    rows, columns = table.shape
-    if scale is None:
-        return EmbeddingTable(table.file, rows, columns, table.dtype)
-    return EmbeddingTable(table.file, rows, columns, table.dtype, columns // scale.shape[1], scale.offset)
 
 
 def _write_vision(

@@ -5,11 +5,12 @@ Owns which tensors make up which weight, and in which precision. Holds one weigh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from edge.contract import EmbeddingTable
 from edge.errors import CheckpointError
 from export.checkpoint import DECODER_MAPS, EMBEDDING, TEXT, VISUAL, Checkpoint
 from export.key_offset import key_offset
@@ -196,6 +197,15 @@ def _convert(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
 def write_embeddings(writer: WeightWriter, precision: str) -> None:
     """The token embeddings, as rows."""
     writer.table("embedding", EMBEDDING, PRECISIONS[precision])
+
+
+def embedding_table(stored: Mapping[str, StoredTensor]) -> EmbeddingTable:
+    """What the manifest says of the token embeddings that were written."""
+    table, scale = stored["embedding"], stored.get("embedding.scale")
+    rows, columns = table.shape
+    if scale is None:
+        return EmbeddingTable(table.file, rows, columns, table.dtype)
+    return EmbeddingTable(table.file, rows, columns, table.dtype, columns // scale.shape[1], scale.offset)
 
 
 def write_vision(writer: WeightWriter, precision: str, step: Step) -> None:

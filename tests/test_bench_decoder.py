@@ -50,22 +50,21 @@ def test_a_random_bundle_opens_and_is_planned_like_any_other(folder: Path, weigh
 
 @pytest.mark.parametrize("shape", ["qwen2.5-vl-3b", "qwen2.5-vl-7b"])
 def test_the_bytes_that_are_announced_are_those_of_the_real_shape(shape: str) -> None:
-    facts, tower = random_bundle.SHAPES[shape]
     parameters = {"qwen2.5-vl-3b": 3.75e9, "qwen2.5-vl-7b": 8.29e9}[shape]  # as their authors count them
     fp16 = Recipe(shape, "fp16", "fp32").bytes
-    assert fp16 == pytest.approx(2 * parameters, rel=0.02)
+    assert 2 * parameters < fp16 < 2 * parameters * 1.06
     assert Recipe(shape).bytes < fp16 / 2
-    assert facts.hidden_size == tower.out_hidden_size
 
 
 @pytest.mark.parametrize("weights", ["fp32", "fp16", "int8", "int4"])
 def test_the_bytes_that_are_announced_are_written(folder: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = replace(random_bundle.SHAPES["demo"][0], hidden_size=512, head_dim=128, intermediate_size=2048)
-    tower = replace(random_bundle.SHAPES["demo"][1], hidden_size=640, intermediate_size=1700, out_hidden_size=512)
-    monkeypatch.setitem(random_bundle.SHAPES, "wide", (facts, tower))
+    demo = random_bundle.SHAPES["demo"]
+    facts = replace(demo.decoder, hidden_size=512, head_dim=128, intermediate_size=2048)
+    tower = replace(demo.vision, hidden_size=640, intermediate_size=1700, out_hidden_size=512)
+    monkeypatch.setitem(random_bundle.SHAPES, "wide", replace(demo, decoder=facts, vision=tower))
     recipe = Recipe("wide", weights)
     written = sum(file.bytes for file in open_bundle(random_bundle.make(recipe, folder, quiet)).manifest.files.values())
-    assert written == pytest.approx(recipe.bytes, rel=0.03)
+    assert written < recipe.bytes < 1.06 * written
 
 
 @needs_kernels

@@ -113,11 +113,13 @@ def test_random_weights_are_stored_as_the_graphs_expect_them(tmp_path: Path):
     from export.weight_store import WeightFile
 
     with WeightFile(tmp_path / "data") as file:
-        weights = random_model.RandomWeights(file, 0)
-        weights.matrix("four", 64, 10, "int4", 32)
-        weights.matrix("eight", 64, 10, "int8", 32)
+        weights = random_model.RandomWeights(file, 0, 32)
+        weights.matrix("four", 64, 10, "int4")
+        weights.matrix("eight", 64, 10, "int8")
+        weights.table("embedding", (10, 256), "int8", 1.0)
     assert weights.stored["four.weight"].length == 320 and weights.stored["eight.weight"].length == 640
     assert weights.stored["four.scale"].shape == (2, 10)
+    assert weights.stored["embedding"].dtype == "int8" and weights.stored["embedding.scale"].shape == (10, 2)
 
 
 @needs_kernels
@@ -126,25 +128,25 @@ def test_a_small_model_is_measured_by_workers(tmp_path: Path, monkeypatch: pytes
     """The full shape with one layer; the two graphs must also say the same."""
     pytest.importorskip("onnx")
     monkeypatch.setattr(model, "DECODER_GOALS", {(144, 0): {}, (1, 64): {}})
-    rows = model._decoder_rows(random_model.make(tmp_path, layers=1), _one_layer(), "3B", 1, 1, 128, model.Peers())
-    assert {row["name"] for row in rows} == {"append 144 tokens", "decode one token"}
+    rows = model.measure(tmp_path, 1, 1, layers=1)
+    assert {row["name"] for row in rows} == {"append 144 tokens", "decode one token", "vision tower"}
     assert all(row["ours_us"] > 0 and row["stock"] == "ONNX Runtime" for row in rows)
-    found = [_logits(tmp_path, kind) for kind in ("ours", "stock")]
-    assert nmse(*found) < 1e-3
+    (folder,) = tmp_path.iterdir()
+    (logits, visual), (stock_logits, stock_visual) = (_results(folder, stock) for stock in (False, True))
+    assert nmse(logits, stock_logits) < 1e-3 and nmse(visual, stock_visual) < 1e-3
 
 
-def _one_layer() -> random_model.DecoderFacts:
-    return random_model.decoder_facts("3B", 1)
+def _results(folder: Path, stock: bool) -> tuple[np.ndarray, np.ndarray]:
+    from apps.bench.decoder_worker import Model
+    from apps.bench.model_worker import opened
 
-
-def _logits(folder: Path, kind: str) -> np.ndarray:
-    from apps.bench.model_worker import Graph
-
-    graph = Graph(random_model.ModelFiles(folder).graph("decoder", kind), 1, 160, "3B")
-    graph._random = np.random.default_rng(5)
-    graph.append(tokens=16, depth=0)
-    assert graph.result.shape == (1, 151936)
-    return graph.result
+    loaded = Model(opened(folder, stock=stock), 1, 160)
+    assert loaded.backend.evicts_in_place is not stock
+    loaded._random = np.random.default_rng(5)
+    loaded.append(tokens=16, depth=0)
+    logits = loaded.result.copy()
+    loaded.encode(4, 6)
+    return logits, loaded.result
 
 
 def test_a_worker_that_dies_is_an_error_with_its_last_words():

@@ -125,7 +125,7 @@ def default_folder() -> Path:
 
 def _check_memory(recipe: Recipe, capacity_tokens: int) -> None:
     """Refuse a bundle whose weights and cache do not fit, before it is written."""
-    facts, free = recipe.decoder, available_bytes()
+    facts, free = recipe.facts.decoder, available_bytes()
     is_native = native.available() is None
     value_bytes = 1 + 4 / facts.head_dim if recipe.kv == "int8" and is_native else 4
     cache = int(capacity_tokens * facts.layers * 2 * facts.num_kv_heads * facts.head_dim * value_bytes)

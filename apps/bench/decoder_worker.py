@@ -24,16 +24,21 @@ from edge.backends.base import CacheView
 from edge.backends.ort import OrtBackend
 from edge.bundle import Bundle, open_bundle
 from edge.errors import EdgeError, MemoryBudgetError
-from edge.preprocess import grid_of, patchify
 
-FRAME_WIDTH, FRAME_HEIGHT = 420, 224
+FRAME_ROWS, FRAME_COLUMNS = 16, 30
+"""Of patches: 420x224 pixels."""
 DECODE_STEPS = 5
 """In each round, one after the other, at the same depth."""
 SETTLE_S = 0.05
 
 
 class Model:
-    """A bundle's graphs with a cache full of random rows."""
+    """A bundle's graphs with a cache full of random rows.
+
+    Attributes:
+      elapsed_ms: of the latest call.
+      result: its logits (V,) or visual tokens (N, W).
+    """
 
     def __init__(self, bundle: Bundle, threads: int, capacity_tokens: int) -> None:
         self._manifest = bundle.manifest
@@ -54,12 +59,11 @@ class Model:
             else:
                 array[...] = np.resize(pool, array.shape)
 
-    def encode(self) -> None:
-        """One frame through the vision tower."""
-        frame = self._random.integers(0, 256, (FRAME_HEIGHT, FRAME_WIDTH, 3), np.uint8)
-        preprocess = self._manifest.preprocess
-        patches, grid = patchify(frame, preprocess), grid_of(FRAME_HEIGHT, FRAME_WIDTH, preprocess)
-        self._timed(lambda: self.backend.encode(patches, *grid))
+    def encode(self, rows: int = FRAME_ROWS, columns: int = FRAME_COLUMNS) -> None:
+        """One frame of `rows` x `columns` patches through the vision tower."""
+        values = 3 * self._manifest.preprocess.patch_size**2
+        patches = self._random.standard_normal((rows * columns, values), np.float32)
+        self._timed(lambda: self.backend.encode(patches, rows, columns))
 
     def append(self, tokens: int, depth: int) -> None:
         """`tokens` new tokens behind `depth` cached ones."""
@@ -76,9 +80,9 @@ class Model:
         cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         self._timed(lambda: self.backend.run_decoder(embeds, cos, sin, view))
 
-    def _timed(self, run: Callable[[], object]) -> None:
+    def _timed(self, run: Callable[[], np.ndarray]) -> None:
         start_ns = time.perf_counter_ns()
-        run()
+        self.result = run()
         self.elapsed_ms = (time.perf_counter_ns() - start_ns) / 1e6
 
 
@@ -101,7 +105,7 @@ def measure(
     append: dict[int, list[float]] = {depth: [] for depth in depths}
     decode: dict[int, list[float]] = {depth: [] for depth in depths}
     for turn in range(repeats + 1):
-        times = [(vision, model.encode, 1)]
+        times: list[tuple[list[float], Callable[[], None], int]] = [(vision, model.encode, 1)]
         for depth in depths:
             times.append((append[depth], lambda depth=depth: model.append(tokens, depth), 1))  # type: ignore[misc]
             times.append((decode[depth], lambda depth=depth: model.append(1, depth), DECODE_STEPS))  # type: ignore[misc]

@@ -36,7 +36,7 @@ def measure(
     Args:
       parts: of "peaks", "attention", "matmul" and "model"; peaks come first whether they are named or not, as
         everything is compared with them.
-      workdir: where the model's graphs are kept; None for a folder that is removed afterwards.
+      workdir: where the model's bundle is kept; None for a folder that is removed afterwards.
 
     Returns:
       `peaks` by number of threads, `rows`, `instruction_set` and the machine.
@@ -52,7 +52,7 @@ def measure(
     best = peaks.measure(threads, max(3, rounds))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="streamo-bench-") as temporary:
-        folder = (workdir or Path(temporary)) / (size if layers is None else f"{size}-{layers}")
+        folder = workdir or Path(temporary)
         measures: dict[str, Callable[[int], list[dict[str, Any]]]] = {
             "peaks": lambda count: [],
             "attention": lambda count: attention.measure(count, rounds),

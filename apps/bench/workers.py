@@ -87,7 +87,7 @@ class Worker:
             self._process.wait()
 
 
-def graph_command(graph: Path, threads: int, capacity: int, size: str) -> list[str]:
-    """Command of a worker with one of our graphs."""
-    options = ["--threads", str(threads), "--capacity", str(capacity), "--size", size]
-    return [sys.executable, "-m", "apps.bench.model_worker", str(graph), *options]
+def bundle_command(bundle: Path, threads: int, capacity: int, *, stock: bool = False) -> list[str]:
+    """Command of a worker with a bundle's graphs, the native or the stock ones."""
+    options = ["--threads", str(threads), "--capacity", str(capacity), *["--stock"] * stock]
+    return [sys.executable, "-m", "apps.bench.model_worker", str(bundle), *options]

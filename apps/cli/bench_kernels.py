@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repeats", type=number(int, at_least=1), default=7, metavar="N", help="default 7")
     parser.add_argument(
-        "--workdir", type=Path, metavar="FOLDER", help="keep the model's graphs here (1.9 GB); default a temporary one"
+        "--workdir", type=Path, metavar="FOLDER", help="keep the model's bundle here (2.8 GB); default a temporary one"
     )
     parser.add_argument("--size", choices=SIZES, default=SIZES[0], help="of the whole model; default 3B")
     parser.add_argument(
