@@ -1,14 +1,17 @@
 """What every benchmark reports: the machine, a warning where it was busy with something else, its figures, the JSON.
 
-Owns their order and the first two texts. Measures nothing.
+Owns their order, the first two texts, and what is said of a file that cannot be written. Measures nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from apps.cli import console
+from edge.errors import OutputError
 
 
 def report(result: dict[str, Any], show: Callable[[dict[str, Any], Any], None], *, as_json: bool) -> None:
@@ -25,6 +28,20 @@ def report(result: dict[str, Any], show: Callable[[dict[str, Any], Any], None], 
     show(result, file)
     if as_json:
         console.print_json(result)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say which file it was that could not be written in the block.
+
+    Raises:
+      OutputError: it could not.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a kind of picture that there is not
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"`{path}` cannot be written: {reason}", hint="Choose another file or folder") from None
 
 
 def print_card(machine: dict[str, Any], file: Any) -> None:

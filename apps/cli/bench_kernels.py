@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.cli import console
-from apps.cli.bench_card import report
+from apps.cli.bench_card import report, writing
 from apps.cli.parsing import number, thread_count
 
 PARTS = ("peaks", "attention", "matmul", "model")
@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
         )
     report(result, print_result, as_json=args.json)
     if args.markdown:
-        args.markdown.write_text(kernels.markdown(result), encoding="utf-8")
+        with writing(args.markdown):
+            args.markdown.write_text(kernels.markdown(result), encoding="utf-8")
     return 0
 
 

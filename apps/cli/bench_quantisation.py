@@ -9,7 +9,7 @@ from typing import Any
 
 from apps.bench.quantisation_report import table_rows
 from apps.cli import console
-from apps.cli.bench_card import report
+from apps.cli.bench_card import report, writing
 from apps.cli.bundles import extra_packages
 from apps.cli.parsing import seed_range, thread_count
 from apps.demo import CHECKPOINT
@@ -34,13 +34,15 @@ def run(args: argparse.Namespace) -> int:
     seeds = range(0) if args.no_streams else args.seeds
     with extra_packages("export", "Exports"), tempfile.TemporaryDirectory() as folder, console.progress() as progress:
         workdir = args.workdir or Path(folder)
-        workdir.mkdir(parents=True, exist_ok=True)
+        with writing(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
         result = measure(CHECKPOINT, workdir, seeds, threads=args.threads, progress=progress)
     report(result, print_result, as_json=args.json)
     if args.markdown:
-        args.markdown.write_text(markdown(result["rows"]), encoding="utf-8")
+        with writing(args.markdown):
+            args.markdown.write_text(markdown(result["rows"]), encoding="utf-8")
     if args.plot:
-        with extra_packages("demo", "The plot"):
+        with extra_packages("test", "The plot"), writing(args.plot):
             draw(result["rows"], args.plot)
     return 0
 
