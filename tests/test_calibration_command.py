@@ -30,6 +30,11 @@ def test_questions_without_a_time_are_dealt_to_the_clips_and_spread() -> None:
     assert one.questions == {0: "a", 12: "c"} and two.questions == {0: "b"}
 
 
+def test_questions_that_meet_in_one_second_are_all_asked() -> None:
+    (clip,) = read_clips([SCENE.format(2)], [(None, "a"), (None, "b"), (None, "c"), (1, "d")])
+    assert clip.questions == {0: "a\nb", 1: "c\nd"}
+
+
 def test_only_the_first_minute_is_read() -> None:
     (clip,) = read_clips([SCENE.format(70)], [(None, "What?")])
     assert len(clip.frames) == 60

@@ -51,10 +51,11 @@ def read_clips(sources: Sequence[str], questions: Sequence[Question]) -> list[Cl
     for i, text in enumerate(sources):
         frames = _frames(text)
         own = untimed[i % len(untimed) :: len(sources)] if untimed else []
-        asked = {len(frames) * k // len(own): question for k, question in enumerate(own)}
-        for second, question in questions:
-            if second is not None and second < len(frames):
-                asked[second] = "\n".join([asked[second], question] if second in asked else [question])
+        spread = [(len(frames) * k // len(own), question) for k, question in enumerate(own)]
+        asked: dict[int, str] = {}
+        for second, question in [*spread, *((at, text) for at, text in questions if at is not None)]:
+            if second < len(frames):
+                asked[second] = f"{asked[second]}\n{question}" if second in asked else question
         clips.append(Clip(Path(text).name, frames, asked))
     return clips
 
