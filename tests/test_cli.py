@@ -18,8 +18,11 @@ import pytest
 from streams import picture, write_video
 
 from apps.cli.main import COMMANDS, main
+from apps.cli.run import parse_closings
 from apps.demo import CHECKPOINT
 from edge.bundle import Bundle
+from edge.errors import UsageError
+from edge.runtime import Question
 
 ROOT = Path(__file__).resolve().parent.parent
 ASK = ("--ask", "Describe each event when it ends.")
@@ -416,10 +419,29 @@ def test_a_question_whose_second_never_came_is_told(cli, demo_bundle):
     assert json.loads(outcome.out)["questions_left"] == 1
 
 
-def test_a_run_stops_after_the_seconds_it_was_given(cli, demo_bundle):
-    outcome = cli("run", demo_bundle.path, "--source", "synthetic:table", *ASK, *FAST, "--seconds", "3", "--json")
+@pytest.mark.parametrize(("fps", "turns"), [("1", 4), ("0.5", 2), ("0.4", 2)])  # 0 1 2 3; 0 2; 0 2
+def test_a_run_stops_after_the_seconds_it_was_given(cli, demo_bundle, fps, turns):
+    words = (*ASK, *FAST, "--seconds", "4", "--fps", fps, "--json")
+    outcome = cli("run", demo_bundle.path, "--source", "synthetic:table", *words)
     assert outcome.code == 0
-    assert json.loads(outcome.out)["stream_s"] == 3
+    assert json.loads(outcome.out)["turns"] == turns
+
+
+def test_memory_that_runs_out_is_told_without_a_traceback(cli, monkeypatch):
+    def fail(args):
+        raise MemoryError("Unable to allocate 9.00 TiB")
+
+    monkeypatch.setattr("apps.cli.export.run", fail)
+    outcome = cli("export", "checkpoint", "-o", "bundle")
+    assert outcome.code == 5 and "Out of memory: Unable to allocate 9.00 TiB" in outcome.error
+    assert "hint: End other programs" in outcome.err
+
+
+def test_a_question_asked_twice_may_be_closed_after_the_first_time():
+    questions = [Question(10, "Why?"), Question(5, "Why?")]
+    assert [closing.at_s for closing in parse_closings([("7", "Why?")], questions)] == [7]
+    with pytest.raises(UsageError, match="before it is asked at 5 s"):
+        parse_closings([("4", "Why?")], questions)
 
 
 # Processes: signals, pipes and what no test in one process can see

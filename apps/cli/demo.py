@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         f"A {args.seconds} s stream that this model has never seen, with {len(stream.questions)} questions on the way. "
         "`?` marks a question; the rest is the model speaking by itself, or keeping silent.\n"
     )
-    with stopper(None) as stop:
+    with stopper() as stop:
         summary = run_stream(
             session,
             SyntheticSource(stream, name=f"synthetic:demo?seed={args.seed}", fps=STREAM_FPS),

@@ -26,6 +26,7 @@ COMMANDS = {
     "bench": ("apps.cli.bench", "measure what a turn costs on this machine"),
 }
 
+MEMORY_HINT = "End other programs, or give a stream a smaller `--window`"
 EXIT_CODES = """\
 exit codes: 0 ok, 1 runtime error, 2 usage, 3 bundle or checkpoint incompatible, 4 source unavailable,
 5 out of memory, 70 device unusable (restart), 130 interrupted"""
@@ -58,7 +59,7 @@ def _exit_code_of(failure: BaseException) -> int:
     if isinstance(failure, BrokenPipeError):  # the reader has seen enough
         return BROKEN_PIPE
     if isinstance(failure, MemoryError):
-        show_error(f"Out of memory: {failure or 'no more can be allocated'}", "Use a smaller `--window`")
+        show_error(f"Out of memory: {failure or 'no more can be allocated'}", MEMORY_HINT)
         return MemoryBudgetError.exit_code
     path = _log_traceback(failure)
     show_error(f"internal: {type(failure).__name__}: {failure}", f"Please report this, with the log: {path}")

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         for sink in sinks:
             sink.close()
         raise
-    with stopper(args.seconds) as stop:
+    with stopper(args.seconds, args.fps) as stop:
         summary = run_stream(
             session,
             source,
@@ -130,7 +130,7 @@ def parse_closings(closed_at: Sequence[Sequence[str]], questions: Sequence[Any])
     closings = []
     for second, text in closed_at:
         closing = Closing(_second("--close-at", second), text.strip())
-        asked = {question.text.strip(): question.at_s for question in reversed(questions)}
+        asked = {q.text.strip(): q.at_s for q in sorted(questions, key=lambda q: -q.at_s)}  # the first time counts
         if closing.text not in asked:
             meant = closest(closing.text, asked)
             raise UsageError(
@@ -202,8 +202,11 @@ def make_session(args: argparse.Namespace) -> StreamSession:
 class Stop:
     """Whether the run should end: after so many seconds of stream, or when the system asks the process to go."""
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float | None, fps: float) -> None:
+        from edge.pacing import TurnSchedule
+
         self._seconds = math.inf if seconds is None else seconds
+        self._schedule = TurnSchedule(fps)
         self._asked = False
 
     def __call__(self) -> bool:
@@ -211,7 +214,8 @@ class Stop:
 
     def after(self, turn: Turn) -> None:
         """Take note of a turn that is over."""
-        if turn.t + 1 >= self._seconds:
+        following = self._schedule.second(self._schedule.latest_index(turn.t) + 1)
+        if following >= self._seconds:
             self._asked = True
 
     def ask(self, *_: object) -> None:
@@ -220,9 +224,9 @@ class Stop:
 
 
 @contextmanager
-def stopper(seconds: float | None) -> Iterator[Stop]:
+def stopper(seconds: float | None = None, fps: float = 1.0) -> Iterator[Stop]:
     """A `Stop` that also heeds SIGTERM while the block runs."""
-    stop = Stop(seconds)
+    stop = Stop(seconds, fps)
     previous = signal.signal(signal.SIGTERM, stop.ask)
     try:
         yield stop
