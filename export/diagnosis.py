@@ -20,7 +20,7 @@ from export.checkpoint import TEXT, Checkpoint
 from export.float_layers import Cache, decoder_attention, decoder_layer
 from export.float_model import FloatModel
 from export.held_out import Tally
-from export.limits import within
+from export.limits import keeps
 from export.plan import value_bytes
 from export.quantize import block_for, dequantize_blocks, quantize_blocks
 from export.rounded import RoundedCheckpoint
@@ -84,7 +84,7 @@ def diagnose(
     original = FloatModel(written.checkpoint)
     errors = layer_errors(original, FloatModel(rounded), _shortest(talks))
     worst = sorted(range(len(errors)), key=lambda layer: -errors[layer])
-    search = _Search(written, held_out, talks, limits, original, rounded, errors)
+    search = _Search(written, held_out, talks, limits, original, rounded, worst)
     alone = search.passes({})
     return {
         "worst_layers": [[layer, float(f"{errors[layer]:.3g}")] for layer in worst[:SHOWN_LAYERS]],
@@ -123,10 +123,10 @@ class _Search:
         limits: Mapping[str, float],
         original: FloatModel,
         rounded: RoundedCheckpoint,
-        errors: list[float],
+        worst: list[int],
     ) -> None:
         self._written, self._held_out, self._talks, self._limits = written, held_out, talks, limits
-        self._rounded, self._errors = rounded, errors
+        self._rounded, self._worst = rounded, worst
         self._expected = [float_logits(original, talk) for talk in talks]
 
     def passes(self, raised: Mapping[int, str]) -> bool:
@@ -137,9 +137,7 @@ class _Search:
         for talk, expected in zip(self._talks, self._expected, strict=True):
             tally.add(talk, expected, float_logits(model, talk))
         figures = tally.figures()
-        values = {name: figures.get(name) for name in self._limits}
-        kept = [within(name, value, self._limits[name]) for name, value in values.items() if value is not None]
-        return figures["kl_mean"] is not None and all(kept)
+        return all(keeps(figures, name, limit) for name, limit in self._limits.items())
 
     def cheapest(self) -> dict[str, Any] | None:
         """The first choice that passes, in the order of bytes."""
@@ -150,7 +148,7 @@ class _Search:
 
     def _choices(self) -> Iterator[tuple[int, str, tuple[int, ...]]]:
         """More bytes, precision and layers: 1, 2, 4 ... of those that lose most, and all of them."""
-        worst = sorted(range(len(self._errors)), key=lambda layer: -self._errors[layer])
+        worst = self._worst
         counts = sorted({min(1 << i, len(worst)) for i in range(len(worst).bit_length() + 1)})
         for precision in MORE_BITS[self._written.weights]:
             for count in counts:

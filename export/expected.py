@@ -17,7 +17,7 @@ import numpy as np
 from edge.errors import CheckpointError
 from export.checkpoint import Checkpoint
 from export.fingerprint import add_file
-from export.probe import Probe
+from export.probe import Probe, split_frames
 
 if TYPE_CHECKING:
     from export.reference import Reference
@@ -74,9 +74,8 @@ def _hidden(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """All frames' embeddings, and each conversation's hidden states."""
     frames = reference.vision([frame for probe in probes for frame in probe.frames])
-    left, sequences = list(frames), []
-    for probe in probes:
-        own, left = left[: len(probe.frames)], left[len(probe.frames) :]
+    sequences = []
+    for probe, own in zip(probes, split_frames(frames, probes), strict=True):
         embeds = probe.embeds(checkpoint.embeddings(probe.ids), own)
         sequences.append((embeds, reference.positions(probe.ids, probe.grids)))
     return frames, reference.hidden(sequences)

@@ -68,6 +68,14 @@ def within(name: str, value: float, limit: float) -> bool:
     return value >= limit if name in AT_LEAST else value <= limit
 
 
+def keeps(figures: Mapping[str, Any], name: str, limit: float) -> bool:
+    """Whether a figure keeps its limit. One that nothing was counted for does, unless no logit was a number."""
+    value = figures.get(name)
+    if value is None:
+        return figures.get("kl_mean") is not None
+    return within(name, value, limit)
+
+
 def parse_gate(text: str) -> dict[str, float]:
     """`kl_mean=0.01,state_flip_rate=0` or the name of a JSON file with such names and numbers.
 

@@ -17,7 +17,7 @@ from export.diagnosis_text import diagnosis_text
 from export.expected import Expected
 from export.graph_check import GraphCheck
 from export.held_out import cosines, divergences
-from export.limits import AT_LEAST, INT8_KV_KL_MEAN, within
+from export.limits import AT_LEAST, INT8_KV_KL_MEAN, keeps, within
 from export.probe import Probe
 
 THRESHOLDS: dict[str, dict[str, float]] = {
@@ -147,19 +147,13 @@ def require_parity(parity: dict[str, Any]) -> None:
         beyond = [
             f"{name} {report[name]}, {'at least' if name in AT_LEAST else 'at most'} {limit:g} expected"
             for name, limit in report["thresholds"].items()
-            if name in report and not _keeps(report, name, limit)
+            if name in report and not keeps(report, name, limit)
         ]
         found = diagnosis_text(report["diagnosis"]) if "diagnosis" in report else ""
         raise ParityError(
             f"The {which} differ from {parity['reference']}: {'; '.join(beyond)}{found and '. ' + found}",
             hint=_hint(report),
         )
-
-
-def _keeps(report: dict[str, Any], name: str, limit: float) -> bool:
-    if report[name] is None:
-        return "kl_mean" in report and report["kl_mean"] is not None  # nothing was counted
-    return within(name, report[name], limit)
 
 
 def _hint(report: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ Owns its pixels and tokens. They are made with whole numbers only, so that every
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +72,12 @@ class Probe:
                 parts.append(text_positions(start, 1))
                 start, at = start + 1, at + 1
         return np.concatenate(parts, axis=1)
+
+
+def split_frames(frames: Sequence[np.ndarray], probes: Sequence[Probe]) -> list[list[np.ndarray]]:
+    """What was computed of the frames of all `probes`, one behind another, by probe."""
+    left = iter(frames)
+    return [[next(left) for _ in probe.frames] for probe in probes]
 
 
 def build_probe(preprocess: PreprocessConfig, tokens: TokenIds, tokenizer_json: bytes) -> Probe:

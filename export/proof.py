@@ -22,10 +22,10 @@ from export.graph_check import GraphCheck
 from export.graph_kinds import NativeGraphs
 from export.graph_session import EXACT
 from export.held_out import Tally
-from export.limits import held_out_limits, within
+from export.limits import held_out_limits, keeps
 from export.parity import compare, compare_native, rounded_relative_error, run_probe
 from export.plan import QUANTIZED
-from export.probe import Probe
+from export.probe import Probe, split_frames
 from export.rounded import RoundedCheckpoint
 from export.structure import decoder_problems, vision_problems
 from export.turns import Conversation
@@ -133,7 +133,7 @@ def _problems(written: Written) -> list[str]:
     for decoder_file, vision_file in files:
         found += decoder_problems(written.folder / decoder_file, facts.decoder, stored)
         found += vision_problems(written.folder / vision_file, facts.vision, written.vision.stored)
-    return found + weight_problems(written.checkpoint, written.folder, written.rounded())
+    return found + weight_problems(written.checkpoint, written.rounded())
 
 
 def _held_out(written: Written, held_out: HeldOut, talks: Sequence[Conversation]) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _held_out(written: Written, held_out: HeldOut, talks: Sequence[Conversation]
         tally.add(talk, wanted, found)
     figures = tally.figures()
     limits = held_out_limits(written.weights, written.kv_dtypes if native_graphs else None, held_out.tightened)
-    passed = all(_kept(name, figures.get(name), limit, figures) for name, limit in limits.items())
+    passed = all(keeps(figures, name, limit) for name, limit in limits.items())
     report = {
         "clips": [talk.name for talk in talks],
         "replies": "/".join(sorted({talk.replies for talk in talks})),
@@ -163,18 +163,12 @@ def _held_out(written: Written, held_out: HeldOut, talks: Sequence[Conversation]
 def held_out_logits(graphs: GraphCheck, talks: Sequence[Conversation]) -> list[np.ndarray]:
     """What a bundle's graphs decide: logits (n, V) behind each conversation's held-out parts."""
     frames = graphs.vision([frame for talk in talks for frame in talk.frames])
-    conversations = []
-    for talk in talks:
-        own, frames = frames[: len(talk.frames)], frames[len(talk.frames) :]
-        conversations.append((talk.appends(graphs.embeddings(talk.ids), own), talk.held_out_parts))
-    return graphs.decoders(conversations)
-
-
-def _kept(name: str, value: float | None, limit: float, figures: Mapping[str, Any]) -> bool:
-    """Whether a figure keeps its limit; one that nothing was counted for does, unless no logit was a number."""
-    if value is None:
-        return figures["kl_mean"] is not None
-    return within(name, value, limit)
+    return graphs.decoders(
+        [
+            (talk.appends(graphs.embeddings(talk.ids), own), talk.held_out_parts)
+            for talk, own in zip(talks, split_frames(frames, talks), strict=True)
+        ]
+    )
 
 
 def _weights_budget_bytes(checkpoint: Checkpoint) -> int:

@@ -39,15 +39,14 @@ class StoredError:
         return self.error <= LIMITS[self.dtype]  # False for what is not a number
 
 
-def audit(checkpoint: Checkpoint, bundle: Path, rounded: RoundedCheckpoint) -> Iterator[StoredError]:
+def audit(checkpoint: Checkpoint, rounded: RoundedCheckpoint) -> Iterator[StoredError]:
     """Every tensor of the checkpoint beside what a bundle has of it: vectors whole, matrices by their first rows.
 
     Args:
-      bundle: the folder of the weight files.
-      rounded: the same checkpoint, read from them.
+      rounded: the same checkpoint, read from the bundle's weight files.
     """
     for name, place in rounded.vectors.items():
-        yield StoredError(name, place.dtype, relative_error(_values(bundle, place), checkpoint.read(name)))
+        yield StoredError(name, place.dtype, relative_error(_values(rounded.bundle, place), checkpoint.read(name)))
     for name, matrix in rounded.matrices.items():
         if name == checkpoint.head_name:
             continue
@@ -76,12 +75,12 @@ def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
     return difference / norm if norm else difference
 
 
-def weight_problems(checkpoint: Checkpoint, bundle: Path, rounded: RoundedCheckpoint) -> list[str]:
+def weight_problems(checkpoint: Checkpoint, rounded: RoundedCheckpoint) -> list[str]:
     """A sentence for each weight that rounding does not explain."""
     return [
         f"stored weight `{short_name(one.name)}` differs from the checkpoint's tensor by {one.error:.2g} of its norm; "
         f"rounding to {one.dtype} explains at most {LIMITS[one.dtype]:g}"
-        for one in audit(checkpoint, bundle, rounded)
+        for one in audit(checkpoint, rounded)
         if not one.passed
     ]
 
