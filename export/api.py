@@ -78,15 +78,16 @@ def export_checkpoint(
       bundle_dir: the folder to create.
       weights: fp32, fp16, int8 or int4, of the decoder's linear maps.
       kv: auto, fp32 or int8, of the native decoder's KV cache; None: auto with weights of int8 or int4, else fp32. With
-        auto each layer's is chosen by its keys and values in `clips`; without clips it is int8. The stock decoder's
-        cache is always fp32.
+        auto each layer's is chosen by its keys and values on calibration turns; without any it is int8. The stock
+        decoder's cache is always fp32.
       block_size: weights along K that share a scale in int8 and int4.
-      method: nearest or gptq, how weights of int8 and int4 are rounded; None: gptq where there are clips.
+      method: nearest or gptq, how weights of int8 and int4 are rounded; None: gptq if there are turns to calibrate on.
       vision: fp32, fp16 or int8, of the vision tower; None: int8 with weights of int8 or int4, else as `weights`.
       embedding: the same for the embedding table.
       layers: precisions of single weights by name: layers.3.down, layers.3 or head.
-      clips: real turns to calibrate on and to measure KV caches with. What is held out of them is not used for that: on
-        it the bundle has to answer as the checkpoint does.
+      clips: real turns. What is held out of a clip (`Clip.held_out`), the bundle has to answer as the checkpoint does;
+        on the rest weights are calibrated, and KV caches measured. Without clips nothing but a probe of three turns is
+        compared.
       allow_mismatch: write the bundle even if it does not compute what PyTorch computes.
       progress: called as (stage, done, total).
       overwrite: replace an existing bundle.
@@ -141,9 +142,10 @@ def _method(wanted: str | None, clips: Sequence[Clip] | None) -> str:
     Raises:
       UsageError: by turns, of which there are none.
     """
-    if wanted == GPTQ and not clips:
+    calibrating = any(clip.held_out is not True for clip in clips or [])
+    if wanted == GPTQ and not calibrating:
         raise UsageError(f"Method {GPTQ} needs turns to calibrate on", hint="Give clips, or choose `nearest`")
-    return wanted or (GPTQ if clips else NEAREST)
+    return wanted or (GPTQ if calibrating else NEAREST)
 
 
 def _manifest(
@@ -332,11 +334,12 @@ def _write_decoder(
     report: Progress,
 ) -> _Decoder:
     facts, found = checkpoint.facts.decoder, Calibrated()
+    calibrating = any(talk.calibration_tokens for talk in talks)
     dtypes = (KV_DTYPES["int8" if kv == AUTO else kv],) * facts.layers
     with bundle.weight_file(DECODER_DATA) as file:
         writer = WeightWriter(checkpoint, file, plan.block)
         step = _marking(file, partial(report, "decoder"))
-        if any(talk.calibration_tokens for talk in talks):
+        if calibrating:
             turns = CalibrationTurns.of(writer, talks, FloatModel(checkpoint).embeddings)
             found = write_calibrated_decoder(writer, plan, table["embedding"], turns, kv, step)
             dtypes = tuple(layer.dtype for layer in found.kv_layers)
@@ -358,7 +361,7 @@ def _write_decoder(
         head=plan.head,
         overrides=tuple(plan.overrides[name] for name in sorted(plan.overrides)),
         output_errors=found.output_errors,
-        calibration=describe_turns(talks) if talks else {},
+        calibration=describe_turns(talks) if calibrating else {},
     )
     return _Decoder(component, writer, dtypes, found.kv_layers, precision)
 

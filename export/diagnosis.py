@@ -17,6 +17,7 @@ import numpy as np
 
 from edge.rope import decoder_rope
 from export.checkpoint import TEXT, Checkpoint
+from export.expected import float_logits
 from export.float_layers import Cache, decoder_attention, decoder_layer
 from export.float_model import FloatModel
 from export.held_out import Tally
@@ -159,14 +160,6 @@ class _Search:
         names = [name for name in self._rounded.matrices if layer_of(name) in layers]
         values = sum(entries[name].count for name in names)
         return int(values * (value_bytes(precision, block) - value_bytes(self._written.weights, block)))
-
-
-def float_logits(model: FloatModel, talk: Conversation) -> np.ndarray:
-    """Logits (n, V) behind the held-out parts, in one pass."""
-    frames = model.vision(talk.frames)
-    embeds = talk.embeds(model.embeddings(talk.ids), frames)
-    hidden = model.hidden(embeds, talk.positions, model.caches())
-    return model.logits(hidden[talk.ends[talk.held_out_parts] - 1])
 
 
 def _shortest(talks: Sequence[Conversation]) -> Conversation:

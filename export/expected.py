@@ -1,4 +1,4 @@
-"""What PyTorch computes for the probe: asked from transformers on the spot, or recorded earlier with the checkpoint.
+"""What the checkpoint computes: asked from transformers on the spot, or, for the probe, recorded earlier with it.
 
 Owns the record's format, and its tie to the checkpoint and the probe it was made from.
 """
@@ -17,11 +17,14 @@ import numpy as np
 from edge.errors import CheckpointError
 from export.checkpoint import Checkpoint
 from export.fingerprint import add_file
+from export.float_model import FloatModel
 from export.probe import Probe, split_frames
 
 if TYPE_CHECKING:
     from export.reference import Reference
     from export.turns import Conversation
+
+IN_NUMPY = "the export's own arithmetic in numpy, float32"
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,42 @@ def compute_expected(checkpoint: Checkpoint, probe: Probe, dtype: str = "float32
     return Expected(reference.version, frames, logits, reference.config_problems())
 
 
-def compute_held_out(checkpoint: Checkpoint, talks: Sequence[Conversation]) -> list[np.ndarray]:
-    """What the checkpoint decides in held-out turns: logits (n, V) float32 behind each conversation's held-out parts.
+def compute_held_out(
+    checkpoint: Checkpoint, talks: Sequence[Conversation], *, torch: bool = True
+) -> tuple[str, list[np.ndarray]]:
+    """What the checkpoint decides in held-out turns.
+
+    Args:
+      torch: ask transformers; else the export's own arithmetic (see `float_model`), which a test holds to it.
+
+    Returns:
+      Who computed it, and logits (n, V) float32 behind each conversation's held-out parts.
 
     Raises:
-      UsageError: torch or transformers is not installed.
+      UsageError: torch or transformers is asked and not installed.
     """
+    if not torch:
+        model = FloatModel(checkpoint)
+        return IN_NUMPY, [float_logits(model, talk, talk.visual) for talk in talks]
     from export.reference import Reference
 
     reference = Reference(checkpoint)
     _, states = _hidden(reference, checkpoint, talks)
     read = [hidden[talk.ends[talk.held_out_parts] - 1] for hidden, talk in zip(states, talks, strict=True)]
-    return np.split(reference.logits(np.concatenate(read)), np.cumsum([len(rows) for rows in read])[:-1])
+    logits = reference.logits(np.concatenate(read))
+    return reference.version, np.split(logits, np.cumsum([len(rows) for rows in read])[:-1])
+
+
+def float_logits(model: FloatModel, talk: Conversation, frames: list[np.ndarray] | None = None) -> np.ndarray:
+    """Logits (n, V) behind the held-out parts, in one pass of `model`.
+
+    Args:
+      frames: their embeddings, where they are known.
+    """
+    visual = model.vision(talk.frames) if frames is None else frames
+    embeds = talk.embeds(model.embeddings(talk.ids), visual)
+    hidden = model.hidden(embeds, talk.positions, model.caches())
+    return model.logits(hidden[talk.ends[talk.held_out_parts] - 1])
 
 
 def _hidden(

@@ -85,16 +85,20 @@ class Tally:
         return OTHER
 
     def _add_responses(self, wanted: Sequence[int], found: Sequence[int]) -> None:
-        """Pair responses in the order of time, each with the nearest one that is left."""
-        left = list(found)
-        for turn in wanted:
-            nearest = min(left, key=lambda other: abs(other - turn), default=None)
-            if nearest is None or abs(nearest - turn) * self.interval_s > LONGEST_SHIFT_S:
-                self.missed += 1
-                continue
-            left.remove(nearest)
-            self.shifts_s.append((nearest - turn) * self.interval_s)
-        self.extra += len(left)
+        """Pair responses, the nearest first: one that is missing shifts none of the others."""
+        pairs = sorted((abs(other - turn), turn, other) for turn in wanted for other in found)
+        missed, extra = set(wanted), set(found)
+        for distance, turn, other in pairs:
+            if turn in missed and other in extra and distance * self.interval_s <= LONGEST_SHIFT_S:
+                missed.remove(turn)
+                extra.remove(other)
+                self.shifts_s.append((other - turn) * self.interval_s)
+        self.missed += len(missed)
+        self.extra += len(extra)
+
+    def counts(self) -> dict[str, int]:
+        """Of how many decisions each rate is a part."""
+        return {"state_flip_rate": self.turns, "changed_word_rate": self.words}
 
     def figures(self) -> dict[str, Any]:
         """The report: all rates are parts of 1; None where there was nothing to count, or a logit was no number."""

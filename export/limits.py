@@ -33,15 +33,22 @@ DEFAULTS: dict[str, dict[str, float]] = {
 """By the precision of the decoder's weights."""
 INT8_KV_KL_MEAN = 1e-3
 """What an int8 cache may add."""
+ONE_OF = 1.0001
+"""One decision, with room for a figure's rounding to four digits."""
 
 
 def held_out_limits(
-    weights: str, kv_dtypes: tuple[str, ...] | None, tightened: Mapping[str, float]
+    weights: str,
+    kv_dtypes: tuple[str, ...] | None,
+    tightened: Mapping[str, float],
+    counts: Mapping[str, int] | None = None,
 ) -> dict[str, float]:
     """The limits of one export.
 
     Args:
       tightened: the user's own.
+      counts: decisions that a rate is a part of. Among a few, one that differs says nothing about the rate among many:
+        a default never forbids it. The user's own limits do.
 
     Raises:
       UsageError: one of them is looser than the default.
@@ -51,6 +58,9 @@ def held_out_limits(
         limits["kl_mean"] += INT8_KV_KL_MEAN
         for name in ("state_flip_rate", "response_shift_s", "changed_word_rate"):
             limits[name] = max(limits[name], DEFAULTS["fp16"][name])
+    for name, count in (counts or {}).items():
+        if count:
+            limits[name] = max(limits[name], ONE_OF / count)
     for name, limit in tightened.items():
         default = limits.get(name)
         if default is not None and (limit < default if name in AT_LEAST else limit > default):

@@ -149,9 +149,10 @@ def require_parity(parity: dict[str, Any]) -> None:
             for name, limit in report["thresholds"].items()
             if name in report and not keeps(report, name, limit)
         ]
+        reference = report.get("reference", parity["reference"])
         found = diagnosis_text(report["diagnosis"]) if "diagnosis" in report else ""
         raise ParityError(
-            f"The {which} differ from {parity['reference']}: {'; '.join(beyond)}{found and '. ' + found}",
+            f"The {which} differ from {reference}: {'; '.join(beyond)}{found and '. ' + found}",
             hint=_hint(report),
         )
 

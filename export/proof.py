@@ -97,11 +97,11 @@ def prove(
     """Check everything that can be checked here. Returns the manifest's `parity`, whether it passes or not.
 
     Args:
-      recorded: what PyTorch computed earlier; without it, PyTorch is asked.
-      held_out: needs PyTorch.
+      recorded: what PyTorch computed earlier for the probe; without it, PyTorch is asked. With it, held-out turns are
+        compared with the export's own arithmetic.
       step: called as (done, total).
     """
-    talks = [talk for talk in held_out.talks if talk.held_out_parts] if held_out and recorded is None else []
+    talks = [talk for talk in held_out.talks if talk.held_out_parts] if held_out else []
     report = step or (lambda done, total: None)
     report(0, 1 + bool(talks))
     expected = recorded or compute_expected(written.checkpoint, probe)
@@ -118,7 +118,7 @@ def prove(
     parity["problems"] = [*expected.config_problems, *_problems(written)]
     report(1, 1 + bool(talks))
     if held_out is not None and talks:
-        parity["held_out"] = _held_out(written, held_out, talks)
+        parity["held_out"] = _held_out(written, held_out, talks, torch=recorded is None)
         report(2, 2)
     return parity
 
@@ -136,18 +136,20 @@ def _problems(written: Written) -> list[str]:
     return found + weight_problems(written.checkpoint, written.rounded())
 
 
-def _held_out(written: Written, held_out: HeldOut, talks: Sequence[Conversation]) -> dict[str, Any]:
+def _held_out(written: Written, held_out: HeldOut, talks: Sequence[Conversation], *, torch: bool) -> dict[str, Any]:
     """What a user would feel: the graphs that the runtime prefers, on turns that nothing was tuned on."""
     native_graphs = written.native_graphs()
     graphs = native_graphs or written.graphs()
     tally = Tally(held_out.tokens, held_out.interval_s)
-    expected = compute_held_out(written.checkpoint, talks)
+    reference, expected = compute_held_out(written.checkpoint, talks, torch=torch)
     for talk, wanted, found in zip(talks, expected, held_out_logits(graphs, talks), strict=True):
         tally.add(talk, wanted, found)
     figures = tally.figures()
-    limits = held_out_limits(written.weights, written.kv_dtypes if native_graphs else None, held_out.tightened)
+    kv_dtypes = written.kv_dtypes if native_graphs else None
+    limits = held_out_limits(written.weights, kv_dtypes, held_out.tightened, tally.counts())
     passed = all(keeps(figures, name, limit) for name, limit in limits.items())
     report = {
+        "reference": reference,
         "clips": [talk.name for talk in talks],
         "replies": "/".join(sorted({talk.replies for talk in talks})),
         "graphs": "native" if native_graphs else "stock",

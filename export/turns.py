@@ -24,8 +24,10 @@ from export.tokens import encoder
 HELD_OUT = 0.25
 """The last part of each clip, of whose turns nothing is calibrated on."""
 MAX_REPLY_TOKENS = 64
-LARGE_CLIPS, LARGE_TURNS = 6, 12
-"""What is looked at of a model that does not fit in memory: encoding a frame takes it seconds."""
+LARGE_CLIPS, LARGE_HELD_OUT, LARGE_TURNS = 6, 1, 12
+"""What is looked at of a model that does not fit in memory: clips, those of them that are held out as a whole, turns of
+each. It takes such a model seconds to encode a frame, and half a minute and more to read a clip.
+"""
 UNASKED, TURN, PIECE, WORD = "unasked", "turn", "piece", "word"
 OWN, FILLED = "own", "filled"
 
@@ -113,7 +115,7 @@ def converse(
     """
     model, found = FloatModel(checkpoint), []
     if not model.fits:
-        clips = [_shortened(clip) for clip in clips[:LARGE_CLIPS]]
+        clips = [_shortened(clip) for clip in _few(clips)]
     total = sum(len(clip.frames) for clip in clips)
     for clip in clips:
         writer = _Writer(model, spelling, clip)
@@ -138,6 +140,12 @@ def describe_turns(talks: Sequence[Conversation]) -> dict[str, Any]:
         "replies": sorted({talk.replies for talk in talks}),
         "sha256": digest.hexdigest(),
     }
+
+
+def _few(clips: Sequence[Clip]) -> list[Clip]:
+    """Those that are looked at of a model that does not fit in memory."""
+    whole = [clip for clip in clips if clip.held_out is True][:LARGE_HELD_OUT]
+    return [clip for clip in clips if clip.held_out is not True][: LARGE_CLIPS - len(whole)] + whole
 
 
 def _shortened(clip: Clip) -> Clip:

@@ -1,4 +1,4 @@
-"""`--calibration` and `--questions`: which frames and questions become the clips that an export calibrates on."""
+"""`--calibration`, `--held-out` and `--questions`: which frames and questions become the clips of an export."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 from apps.cli.calibration import DEFAULT_QUESTIONS, read_clips, read_questions
 from apps.cli.main import main
 from apps.cli.synthetic import synthetic_source
-from apps.demo.clips import demo_clips
+from apps.demo import CHECKPOINT
+from apps.demo.clips import JUDGED_PIXELS, demo_clips, judged_clips
 from edge.errors import UsageError
+from edge.preprocess import PreprocessConfig, resize_frame
 from export.turns import Clip
 
 SCENE = "synthetic:table?seed=3&seconds={}"
@@ -62,6 +64,47 @@ def test_the_demonstrations_clips_are_calibrated_on_or_held_out_as_a_whole(monke
     assert all(isinstance(clip, Clip) and clip.questions and len(clip.frames) >= 20 for clip in clips)
 
 
+def test_an_export_without_clips_is_judged_by_small_ones_of_the_demonstrations_world() -> None:
+    clips = judged_clips()
+    assert [clip.held_out for clip in clips] == [True] * 2 and all(len(clip.frames) == 20 for clip in clips)
+    shipped = PreprocessConfig(max_pixels=JUDGED_PIXELS.max_pixels)
+    (whole,) = [clip for clip in demo_clips() if clip.name == clips[0].name]
+    assert (resize_frame(whole.frames[3], shipped) == clips[0].frames[3]).all() and clips[0].frames[
+        3
+    ].size == 84 * 140 * 3
+    assert all(min(clip.questions) < 2 for clip in clips)
+
+
+CALIBRATED, HELD_OUT = [False] * 5, [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("words", "held_out"),
+    [
+        ("", [True, True]),
+        ("--weights int4 --method nearest", [True, True]),
+        ("--weights int4", CALIBRATED + HELD_OUT),
+        ("--weights int4 --held-out {}", [*CALIBRATED, True]),
+        ("--held-out {}", [True]),
+        ("--calibration {}", [None]),
+        ("--calibration {} --held-out {} {}", [False, True, True]),
+    ],
+)
+def test_every_export_has_held_out_turns(
+    words: str, held_out: list[bool | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Clip] = []
+
+    def stop(*_: object, clips: list[Clip], **__: object) -> None:
+        given.extend(clips)
+        raise UsageError("far enough")
+
+    monkeypatch.setattr("export.api.export_checkpoint", stop)
+    scene = SCENE.format(24)
+    assert main(["export", str(CHECKPOINT), "-o", str(tmp_path / "b"), *words.format(*[scene] * 3).split()]) == 2
+    assert [clip.held_out for clip in given] == held_out
+
+
 def test_a_layers_precision_must_be_spelt_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["export", "x", "-o", str(tmp_path / "b"), "--layer", "layers.0"]) == 2
     assert "NAME=PRECISION" in capsys.readouterr().err
@@ -69,8 +112,6 @@ def test_a_layers_precision_must_be_spelt_out(capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.slow
 def test_an_export_with_clips_says_what_it_chose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from apps.demo import CHECKPOINT
-
     words = ["export", str(CHECKPOINT), "-o", str(tmp_path / "bundle"), "--weights", "int4", "--json"]
     assert main([*words, "--calibration", SCENE.format(30)]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])

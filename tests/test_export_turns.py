@@ -118,6 +118,15 @@ def test_a_model_too_large_to_ask_turn_by_turn_fills_in_states_and_says_so(
     assert talk.positions.shape == (3, len(talk.ids))
 
 
+def test_of_a_model_too_large_to_ask_few_clips_are_looked_at_and_one_that_is_only_held_out(
+    source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns_module, "FloatModel", lambda checkpoint: FloatModel(checkpoint, keep_bytes=0))
+    clips = [clip(turns=3, held_out=held_out) for held_out in (True, True, *[None] * 7)]
+    talks = converse(source.checkpoint, spelling(source), clips)
+    assert [talk.first_held_out for talk in talks].count(0) == 1 and len(talks) == turns_module.LARGE_CLIPS
+
+
 def test_the_same_clips_give_the_same_conversation(source: Any) -> None:
     one, two = (converse(source.checkpoint, spelling(source), [clip()])[0] for _ in range(2))
     np.testing.assert_array_equal(one.ids, two.ids)

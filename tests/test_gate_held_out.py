@@ -16,10 +16,11 @@ from apps.cli.inspect import print_parity
 from apps.cli.main import main
 from edge.contract import TokenIds
 from edge.errors import ParityError, UsageError
-from export.api import export_checkpoint
+from export.api import _converse, _open, export_checkpoint, record_reference
 from export.diagnosis import RaisedCheckpoint, layer_of
+from export.expected import IN_NUMPY, compute_held_out
 from export.held_out import Tally, divergences
-from export.limits import DEFAULTS, held_out_limits, parse_gate
+from export.limits import DEFAULTS, held_out_limits, keeps, parse_gate
 from export.turns import PIECE, TURN, UNASKED, WORD, Clip, Conversation
 
 SILENCE, STANDBY, RESPONSE, IM_END, WORDS = 1, 2, 3, 4, (10, 11, 12)
@@ -75,6 +76,11 @@ def test_a_response_that_comes_later_is_a_shift_and_not_a_loss() -> None:
     assert (far["response_shift_s"], far["responses_missed"], far["responses_extra"]) == (None, 1, 1)
 
 
+def test_a_missing_response_shifts_none_of_those_behind_it() -> None:
+    found = figures(talk("rssrssr"), {0: SILENCE})
+    assert (found["response_shift_s"], found["responses_missed"], found["responses_extra"]) == (0.0, 1, 0)
+
+
 def test_changed_words_are_counted_by_token_with_the_end_of_a_reply() -> None:
     assert figures(talk("r"), {2: WORDS[2]})["changed_word_rate"] == pytest.approx(1 / 3, rel=1e-3)
     assert figures(talk("r"), {3: WORDS[2]})["changed_word_rate"] == pytest.approx(1 / 3, rel=1e-3)
@@ -119,6 +125,21 @@ def test_limits_can_be_tightened_and_not_loosened() -> None:
     assert limits["state_flip_rate"] == DEFAULTS["int4"]["state_flip_rate"]
     with pytest.raises(UsageError, match=r"kl_mean can only be tightened: at most .* found 5"):
         held_out_limits("int4", None, {"kl_mean": 5})
+
+
+def test_one_decision_among_a_few_is_no_failure_unless_the_user_says_so() -> None:
+    counts = {"state_flip_rate": 11, "changed_word_rate": 1000}
+    limits = held_out_limits("int8", None, {}, counts)
+    flipped = float(f"{1 / 11:.4g}")
+    assert keeps({"state_flip_rate": flipped}, "state_flip_rate", limits["state_flip_rate"])
+    assert not keeps({"state_flip_rate": 2 * flipped}, "state_flip_rate", limits["state_flip_rate"])
+    assert limits["changed_word_rate"] == DEFAULTS["int8"]["changed_word_rate"]
+    assert held_out_limits("int8", None, {"state_flip_rate": 0}, counts)["state_flip_rate"] == 0
+
+
+def test_a_figure_that_nothing_was_counted_for_keeps_its_limit_unless_no_logit_was_a_number() -> None:
+    assert keeps({"kl_mean": 0.1, "response_shift_s": None}, "response_shift_s", 0.5)
+    assert not keeps({"kl_mean": None}, "response_shift_s", 0.5) and not keeps({"kl_mean": None}, "kl_mean", 0.5)
 
 
 def test_the_gate_is_read_from_text_or_a_file(tmp_path: Path) -> None:
@@ -190,6 +211,37 @@ def test_the_unquantised_form_passes_and_the_report_is_in_the_manifest(checkpoin
     held_out = manifest.parity["held_out"]
     assert held_out["passed"] and held_out["kl_mean"] < 1e-8 and held_out["compared_turns"] == 4
     assert held_out["clips"] == ["noise"] and held_out["replies"] == "own" and "diagnosis" not in held_out
+
+
+def test_turns_that_are_only_held_out_calibrate_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    plain = export_checkpoint(checkpoint, tmp_path / "plain", weights="int4", allow_mismatch=True)
+    judged = export_checkpoint(checkpoint, tmp_path / "judged", weights="int4", clips=clips(), allow_mismatch=True)
+    assert judged.files == plain.files and judged.precision == plain.precision
+    assert judged.precision.method == "nearest" and not judged.precision.calibration
+    assert judged.parity["held_out"]["compared_turns"] == 4 and "held_out" not in plain.parity
+
+
+def test_held_out_turns_are_judged_with_a_recorded_reference_too(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = export_checkpoint(checkpoint, tmp_path / "asked", weights="int8", clips=clips(), allow_mismatch=True)
+    record_reference(checkpoint, tmp_path / "reference.npz")
+    monkeypatch.setattr("export.reference.Reference", lambda *_: pytest.fail("PyTorch was asked"))
+    recorded = export_checkpoint(
+        checkpoint, tmp_path / "recorded", weights="int8", clips=clips(), reference=tmp_path / "reference.npz",
+        allow_mismatch=True,
+    )  # fmt: skip
+    one, other = asked.parity["held_out"], recorded.parity["held_out"]
+    assert one["reference"].startswith("transformers") and other["reference"] == IN_NUMPY
+    assert other["kl_mean"] == pytest.approx(one["kl_mean"], rel=0.01)
+    assert other["compared_turns"] == one["compared_turns"] == 4
+
+
+def test_the_exports_own_arithmetic_decides_as_transformers_does(checkpoint: Path) -> None:
+    source = _open(checkpoint)
+    talks = _converse(source, clips(), lambda *_: None)
+    (_, (wanted,)), (_, (found,)) = (compute_held_out(source.checkpoint, talks, torch=torch) for torch in (True, False))
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_a_failed_gate_names_the_worst_layer_and_the_cheapest_precision_that_passes(

@@ -1,4 +1,4 @@
-"""`--calibration` and `--questions`: the user's videos and questions as clips that an export calibrates on.
+"""`--calibration`, `--held-out` and `--questions`: the user's videos and questions as clips of an export.
 
 Owns how a video becomes one frame a turn, and which question is asked of which clip when.
 """
@@ -32,13 +32,14 @@ Question = tuple[int | None, str]
 """The second at which it is asked, or None, and its text."""
 
 
-def read_clips(sources: Sequence[str], questions: Sequence[Question]) -> list[Clip]:
+def read_clips(sources: Sequence[str], questions: Sequence[Question], *, held_out: bool | None = None) -> list[Clip]:
     """The first minute of each source, with its questions.
 
     Args:
       sources: video files, folders of pictures or `synthetic:`, as `run --source` takes them.
       questions: those with a second are asked of every clip. The others are dealt to the clips in turn, and spread
         evenly over each.
+      held_out: see `Clip`.
 
     Raises:
       SourceError: a source does not open.
@@ -56,7 +57,7 @@ def read_clips(sources: Sequence[str], questions: Sequence[Question]) -> list[Cl
         for second, question in [*spread, *((at, text) for at, text in questions if at is not None)]:
             if second < len(frames):
                 asked[second] = f"{asked[second]}\n{question}" if second in asked else question
-        clips.append(Clip(Path(text).name, frames, asked))
+        clips.append(Clip(Path(text).name, frames, asked, held_out))
     return clips
 
 

@@ -74,7 +74,16 @@ def _add_precisions(parser: argparse.ArgumentParser) -> None:
         help="videos of your own whose turns weights and caches are fitted to; default the demonstration's world",
     )
     parser.add_argument(
-        "--questions", metavar="FILE", help="asked of the clips: one a line, or `SECONDS: question`; with --calibration"
+        "--held-out",
+        nargs="+",
+        metavar="CLIP",
+        help="videos that nothing is fitted to, on which the bundle has to answer as the checkpoint does; default the "
+        "last quarter of each --calibration clip, else the demonstration's world",
+    )
+    parser.add_argument(
+        "--questions",
+        metavar="FILE",
+        help="asked of the clips: one a line, or `SECONDS: question`; with --calibration or --held-out",
     )
 
 
@@ -85,19 +94,20 @@ def _layer_choice(text: str) -> tuple[str, str]:
     return name, precision
 
 
-def _clips(args: argparse.Namespace) -> list[Clip] | None:
-    """What to calibrate on; None where nothing is."""
+def _clips(args: argparse.Namespace) -> list[Clip]:
+    """What to calibrate on, and what is held out: there is always some of the second."""
     from apps.cli.calibration import read_clips, read_questions
+    from apps.demo.clips import demo_clips, judged_clips
 
-    if args.questions and not args.calibration:
+    if args.questions and not (args.calibration or args.held_out):
         raise UsageError("`--questions` needs the clips that they are asked of", hint="Add `--calibration CLIP ...`")
+    questions = read_questions(args.questions)
+    held_out = read_clips(args.held_out or (), questions, held_out=True)
     if args.calibration:
-        return read_clips(args.calibration, read_questions(args.questions))
+        return read_clips(args.calibration, questions, held_out=False if held_out else None) + held_out
     if args.method == "gptq" or (args.method is None and args.weights == "int4"):
-        from apps.demo.clips import demo_clips
-
-        return demo_clips()
-    return None
+        return [clip for clip in demo_clips() if not (clip.held_out and held_out)] + held_out
+    return held_out or judged_clips()
 
 
 def run(args: argparse.Namespace) -> int:

@@ -175,18 +175,21 @@ def print_parity(parity: dict[str, Any], file: Any) -> None:
         title = f"the same of the native graphs: {_verdict(native)} ({native.get('instruction_set')})"
         console.table(title, ("quantity", "measured", "allowed"), _parity_rows(native), file)
     if held_out:
-        _print_held_out(held_out, file)
+        _print_held_out(held_out, parity.get("reference"), file)
     for problem in parity.get("problems", []):
         print(f"problem: {problem}", file=file)
 
 
-def _print_held_out(held_out: dict[str, Any], file: Any) -> None:
-    """What a user would feel, on turns that nothing was tuned on."""
+def _print_held_out(held_out: dict[str, Any], known: str | None, file: Any) -> None:
+    """What a user would feel, on turns that nothing was tuned on. `known`: a reference that need not be named again."""
     clips = held_out["clips"]
     where = f"{held_out['compared_turns']} turns of {len(clips)} clips" if "compared_turns" in held_out else "no turns"
     if held_out.get("replies") == "filled":
         where += ", of which the model was asked the states only"
-    title = f"held-out turns: {_verdict(held_out)} ({where}; {held_out['graphs']} graphs, teacher-forced)"
+    title = f"held-out turns: {_verdict(held_out)} ({where}; {held_out['graphs']} graphs, teacher-forced"
+    if held_out.get("reference", known) != known:
+        title += f"; reference: {held_out['reference']}"
+    title += ")"
     console.table(title, ("quantity", "measured", "allowed"), _parity_rows(held_out), file)
     if diagnosis := held_out.get("diagnosis"):
         from export.diagnosis_text import diagnosis_text

@@ -17,6 +17,8 @@ from edge.bundle import open_bundle
 from edge.errors import BundleError
 
 RECORDED_REFERENCE = Path(__file__).parent / "reference.npz"
+FIRST_START_TURNS = 12
+"""Held-out turns that the bundle is judged by: few, since somebody is waiting for the demonstration."""
 
 
 def demo_bundle(
@@ -31,7 +33,7 @@ def demo_bundle(
       ParityError: the export on this machine does not compute what PyTorch computed.
       OutputError: neither the cache nor the temporary folder can be written.
     """
-    from apps.demo.clips import demo_clips
+    from apps.demo.clips import JUDGED, demo_clips, judged_clips
     from export.api import export_checkpoint
 
     folder = cache_folder() / f"demo-{_fingerprint()}-{weights}{f'-kv-{kv}' if kv else ''}"
@@ -43,7 +45,7 @@ def demo_bundle(
             folder,
             weights=weights,
             kv=kv,
-            clips=demo_clips() if weights == "int4" else None,
+            clips=demo_clips() if weights == "int4" else judged_clips(JUDGED[:1], FIRST_START_TURNS),
             progress=progress,
             overwrite=True,
             reference=RECORDED_REFERENCE,
