@@ -74,7 +74,7 @@ def compute_held_out(
     """
     if not torch:
         model = FloatModel(checkpoint)
-        return IN_NUMPY, [float_logits(model, talk, talk.visual) for talk in talks]
+        return IN_NUMPY, [float_logits(model, talk, talk.visual or None) for talk in talks]
     from export.reference import Reference
 
     reference = Reference(checkpoint)

@@ -55,12 +55,17 @@ class Probe:
 
     def appends(self, token_rows: np.ndarray, frames: list[np.ndarray]) -> list[Append]:
         """The parts as the decoder takes them."""
-        embeds, positions = self.embeds(token_rows, frames), self._positions()
-        bounds = zip([0, *self.ends[:-1]], self.ends, strict=True)
-        return [Append(embeds[first:last], positions[:, first:last]) for first, last in bounds]
+        return self.parted(self.embeds(token_rows, frames))
 
-    def _positions(self) -> np.ndarray:
-        """m-RoPE positions (3, T), counted without transformers."""
+    def parted(self, rows: np.ndarray) -> list[Append]:
+        """What belongs to each token, (T, W), by part."""
+        positions = self.positions
+        bounds = zip([0, *self.ends[:-1]], self.ends, strict=True)
+        return [Append(rows[first:last], positions[:, first:last]) for first, last in bounds]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """m-RoPE positions (3, T) of `ids`, counted without transformers."""
         ids, parts, start, at = self.ids, [], 0, 0
         merged = iter([(rows // self.merge_size, columns // self.merge_size) for rows, columns in self.grids])
         while at < len(ids):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,12 @@ from export.tokens import encoder
 HELD_OUT = 0.25
 """The last part of each clip, of whose turns nothing is calibrated on."""
 MAX_REPLY_TOKENS = 64
-LARGE_CLIPS, LARGE_HELD_OUT, LARGE_TURNS = 6, 1, 12
-"""What is looked at of a model that does not fit in memory: clips, those of them that are held out as a whole, turns of
-each. It takes such a model seconds to encode a frame, and half a minute and more to read a clip.
-"""
+LARGE_CLIPS, LARGE_TURNS = 6, 12
+"""What is looked at of a model that does not fit in memory: encoding a frame takes it seconds."""
+LARGE_HELD_OUT_CLIPS, LARGE_HELD_OUT_TURNS = 1, 6
+"""Of clips that are held out as a whole: a pass over one takes such a model half a minute and more."""
 UNASKED, TURN, PIECE, WORD = "unasked", "turn", "piece", "word"
-OWN, FILLED = "own", "filled"
+OWN, FILLED, SILENT = "own", "filled", "silent"
 
 Step = Callable[[int, int], None]
 
@@ -62,13 +63,13 @@ class Conversation(Probe):
       roles: what the logits after a part are for. `turn`: they decide the state; `piece`: a state's next piece, where
         states are spelt; `word`: a reply's next token or its end; `unasked`: nothing was asked yet, nobody reads them.
       turns: which turn a part belongs to.
-      decided: the token that the unquantised model chose after a part; -1 after `unasked`.
+      decided: the token that the unquantised model chose after a part, in `silent` ones silence; -1 after `unasked`.
       states: of each turn: `silence`, `standby`, `response`, or `other` where the model broke the protocol.
       first_held_out: the first turn that is held out.
       visual: (N, W) float32 of each frame, what the unquantised vision tower makes of it.
       replies: `own`: states and words are the unquantised model's, decided turn by turn; `filled`: each turn's state
-        is what it chooses after a conversation of silence, and responses have no words. For models too large to be
-        asked turn by turn.
+        is what it chooses after a conversation of silence, and responses have no words; `silent`: each turn's state is
+        silence, for turns that are only compared. Both for models too large to be asked turn by turn.
     """
 
     name: str = ""
@@ -91,11 +92,6 @@ class Conversation(Probe):
         pairs = enumerate(zip(self.roles, self.turns, strict=True))
         return [i for i, (role, turn) in pairs if role != UNASKED and turn >= self.first_held_out]
 
-    @property
-    def positions(self) -> np.ndarray:
-        """m-RoPE positions (3, T) of `ids`."""
-        return self._positions()
-
 
 @dataclass(frozen=True)
 class Spelling:
@@ -111,7 +107,7 @@ def converse(
     checkpoint: Checkpoint, spelling: Spelling, clips: Sequence[Clip], step: Step | None = None
 ) -> list[Conversation]:
     """Let the unquantised model answer each clip: turn by turn where it fits in memory, else in two passes over the
-    first turns of a few clips.
+    first turns of a few clips, and in none where all of a clip is held out.
     """
     model, found = FloatModel(checkpoint), []
     if not model.fits:
@@ -119,7 +115,7 @@ def converse(
     total = sum(len(clip.frames) for clip in clips)
     for clip in clips:
         writer = _Writer(model, spelling, clip)
-        found.append(writer.own() if model.fits else writer.filled())
+        found.append(writer.own() if model.fits else writer.silent() if clip.held_out else writer.filled())
         if step is not None:
             step(sum(len(c.frames) for c in found), total)
     return found
@@ -144,14 +140,15 @@ def describe_turns(talks: Sequence[Conversation]) -> dict[str, Any]:
 
 def _few(clips: Sequence[Clip]) -> list[Clip]:
     """Those that are looked at of a model that does not fit in memory."""
-    whole = [clip for clip in clips if clip.held_out is True][:LARGE_HELD_OUT]
-    return [clip for clip in clips if clip.held_out is not True][: LARGE_CLIPS - len(whole)] + whole
+    whole = [clip for clip in clips if clip.held_out][:LARGE_HELD_OUT_CLIPS]
+    return [clip for clip in clips if not clip.held_out][: LARGE_CLIPS - len(whole)] + whole
 
 
 def _shortened(clip: Clip) -> Clip:
     """The first turns from its first question on."""
     first = min(clip.questions, default=0)
-    turns = range(first, min(first + LARGE_TURNS, len(clip.frames)))
+    most = LARGE_HELD_OUT_TURNS if clip.held_out else LARGE_TURNS
+    turns = range(first, min(first + most, len(clip.frames)))
     questions = {turn - first: text for turn, text in clip.questions.items() if turn in turns}
     return replace(clip, frames=[clip.frames[turn] for turn in turns], questions=questions)
 
@@ -167,12 +164,15 @@ class _Writer:
         self._states = {tokens.silence: "silence", tokens.standby: "standby", tokens.response: "response"}
         self._stops = (tokens.im_end, tokens.end_of_text)
         self.frames = [_patches(frame, spelling.preprocess) for frame in clip.frames]
-        self._visual = model.vision(self.frames)
         self._first_question = min(clip.questions, default=len(clip.frames))
+
+    @cached_property
+    def _visual(self) -> list[np.ndarray]:
+        return self._model.vision(self.frames)
 
     def own(self) -> Conversation:
         """Turn by turn, with a cache."""
-        talk = self._empty()
+        talk = self._empty(OWN, self._visual)
         self._caches, self._start = self._model.caches(), 0
         front = self._encode(self._spelling.protocol.system_text())
         for turn in range(len(self.frames)):
@@ -208,7 +208,7 @@ class _Writer:
     def filled(self) -> Conversation:
         """Two passes over the whole conversation: silence everywhere, then the states chosen after that."""
         asked = range(self._first_question, len(self.frames))
-        first = self._written(dict.fromkeys(asked, self._tokens.silence))
+        first = self.silent()
         embeds = first.embeds(self._model.embeddings(first.ids), self._visual)
         hidden = self._model.hidden(embeds, first.positions, self._model.caches())
         ends = [end for end, role in zip(first.ends, first.roles, strict=True) if role == TURN]
@@ -218,11 +218,15 @@ class _Writer:
             states = list(self._states)
             best = logits[:, [state[0] for state in states]].argmax(axis=1)
             chosen = {turn: states[i] for turn, i in zip(asked, best.tolist(), strict=True)}
-        return self._written(chosen)
+        return self._written(chosen, self._empty(FILLED, self._visual))
 
-    def _written(self, chosen: dict[int, tuple[int, ...]]) -> Conversation:
+    def silent(self) -> Conversation:
+        """Silence everywhere. The model is not run, so that `visual` is empty."""
+        asked = range(self._first_question, len(self.frames))
+        return self._written(dict.fromkeys(asked, self._tokens.silence), self._empty(SILENT, []))
+
+    def _written(self, chosen: dict[int, tuple[int, ...]], talk: Conversation) -> Conversation:
         """The conversation with these states and no words."""
-        talk = self._empty(FILLED)
         front = self._encode(self._spelling.protocol.system_text())
         for turn in range(len(self.frames)):
             role = TURN if turn in chosen else UNASKED
@@ -232,12 +236,12 @@ class _Writer:
             front = [*state, *self._closing]
         return talk
 
-    def _empty(self, replies: str = OWN) -> Conversation:
+    def _empty(self, replies: str, visual: list[np.ndarray]) -> Conversation:
         count, held_out = len(self.frames), self._clip.held_out
         kept = count - max(1, round(HELD_OUT * count)) if held_out is None else (0 if held_out else count)
         image_pad, merge = self._tokens.image_pad, self._spelling.preprocess.merge_size
         talk = Conversation(self.frames, [], image_pad, merge, name=self._clip.name, first_held_out=kept)
-        return replace(talk, visual=self._visual, replies=replies)
+        return replace(talk, visual=visual, replies=replies)
 
     def _prompt(self, turn: int) -> list[int]:
         _, rows, columns = self.frames[turn]
@@ -261,7 +265,7 @@ class _Writer:
         if visual is not None:
             embeds[part == talk.image_pad] = visual
         grids = [self.frames[turn]] if visual is not None else []
-        positions = Probe(grids, [part], talk.image_pad, talk.merge_size)._positions() + self._start
+        positions = Probe(grids, [part], talk.image_pad, talk.merge_size).positions + self._start
         self._start = int(positions.max()) + 1
         hidden = self._model.hidden(embeds, positions, self._caches)
         return np.asarray(self._model.logits(hidden[-1:])[0])

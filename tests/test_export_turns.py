@@ -14,7 +14,7 @@ from edge.preprocess import PreprocessConfig
 from export.expected import compute_expected
 from export.float_model import FloatModel
 from export.source import open_source
-from export.turns import FILLED, OWN, TURN, UNASKED, WORD, Clip, Conversation, Spelling, converse
+from export.turns import FILLED, OWN, SILENT, TURN, UNASKED, WORD, Clip, Conversation, Spelling, converse
 
 QUESTION = "What now?"
 
@@ -53,7 +53,7 @@ def test_the_numpy_model_computes_what_transformers_computes(source: Any) -> Non
 
 
 def _parts(probe: Any, embeds: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    positions, starts = probe._positions(), [0, *probe.ends[:-1]]
+    positions, starts = probe.positions, [0, *probe.ends[:-1]]
     return [(embeds[a:b], positions[:, a:b]) for a, b in zip(starts, probe.ends, strict=True)]
 
 
@@ -124,7 +124,8 @@ def test_of_a_model_too_large_to_ask_few_clips_are_looked_at_and_one_that_is_onl
     monkeypatch.setattr(turns_module, "FloatModel", lambda checkpoint: FloatModel(checkpoint, keep_bytes=0))
     clips = [clip(turns=3, held_out=held_out) for held_out in (True, True, *[None] * 7)]
     talks = converse(source.checkpoint, spelling(source), clips)
-    assert [talk.first_held_out for talk in talks].count(0) == 1 and len(talks) == turns_module.LARGE_CLIPS
+    assert [talk.replies for talk in talks] == [FILLED] * (turns_module.LARGE_CLIPS - 1) + [SILENT]
+    assert talks[-1].first_held_out == 0 and set(talks[-1].roles) == {TURN} and not talks[-1].visual
 
 
 def test_the_same_clips_give_the_same_conversation(source: Any) -> None:

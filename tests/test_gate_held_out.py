@@ -19,6 +19,7 @@ from edge.errors import ParityError, UsageError
 from export.api import _converse, _open, export_checkpoint, record_reference
 from export.diagnosis import RaisedCheckpoint, layer_of
 from export.expected import IN_NUMPY, compute_held_out
+from export.float_model import FloatModel
 from export.held_out import Tally, divergences
 from export.limits import DEFAULTS, held_out_limits, keeps, parse_gate
 from export.turns import PIECE, TURN, UNASKED, WORD, Clip, Conversation
@@ -235,6 +236,20 @@ def test_held_out_turns_are_judged_with_a_recorded_reference_too(
     assert one["reference"].startswith("transformers") and other["reference"] == IN_NUMPY
     assert other["kl_mean"] == pytest.approx(one["kl_mean"], rel=0.01)
     assert other["compared_turns"] == one["compared_turns"] == 4
+
+
+def test_a_model_too_large_to_ask_is_judged_on_a_history_of_silence(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns_module, "FloatModel", lambda checkpoint: FloatModel(checkpoint, keep_bytes=0))
+    record_reference(checkpoint, tmp_path / "reference.npz")
+    for reference in (None, tmp_path / "reference.npz"):
+        manifest = export_checkpoint(
+            checkpoint, tmp_path / "bundle", clips=clips(), reference=reference, overwrite=True
+        )
+        held_out = manifest.parity["held_out"]
+        assert held_out["passed"] and held_out["replies"] == "silent"
+        assert held_out["compared_turns"] == 4 and held_out["compared_words"] == 0
 
 
 def test_the_exports_own_arithmetic_decides_as_transformers_does(checkpoint: Path) -> None:

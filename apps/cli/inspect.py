@@ -184,7 +184,7 @@ def _print_held_out(held_out: dict[str, Any], known: str | None, file: Any) -> N
     """What a user would feel, on turns that nothing was tuned on. `known`: a reference that need not be named again."""
     clips = held_out["clips"]
     where = f"{held_out['compared_turns']} turns of {len(clips)} clips" if "compared_turns" in held_out else "no turns"
-    if held_out.get("replies") == "filled":
+    if "own" not in held_out.get("replies", "own"):
         where += ", of which the model was asked the states only"
     title = f"held-out turns: {_verdict(held_out)} ({where}; {held_out['graphs']} graphs, teacher-forced"
     if held_out.get("reference", known) != known:
