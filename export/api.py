@@ -24,6 +24,7 @@ from export.decoder import build_decoder
 from export.expected import compute_expected, load_expected, save_expected
 from export.float_model import FloatModel
 from export.known_hashes import check_files, known_hash
+from export.layer_parity import ALL, layers_to_compare
 from export.limits import held_out_limits
 from export.native import NativeOperators, key_offset_name, unsupported
 from export.onnx_writer import GraphBuilder
@@ -70,6 +71,7 @@ def export_checkpoint(
     reference: str | Path | None = None,
     adapter: str | Path | None = None,
     gate: Mapping[str, float] | None = None,
+    parity_layers: str | int | None = None,
 ) -> Manifest:
     """Export a Qwen2.5-VL checkpoint with Streamo's state tokens as a bundle.
 
@@ -95,6 +97,9 @@ def export_checkpoint(
         nor transformers is needed.
       adapter: a LoRA adapter's folder in PEFT's layout, merged into the checkpoint tensor by tensor.
       gate: limits of how it answers held-out turns, tighter than the defaults; see `limits.FIGURES`.
+      parity_layers: `all`, or how many decoder layers are compared with PyTorch, each given PyTorch's own hidden
+        states; held-out turns are then compared in these layers, and not answered. None: all, or 8 of a model with
+        more than 12 billion parameters; all with `reference`.
 
     Returns:
       The manifest that was written.
@@ -114,6 +119,9 @@ def export_checkpoint(
     recorded = load_expected(Path(reference), checkpoint, source.probe) if reference else None
     if recorded is None:
         require_packages()
+    compared = layers_to_compare(checkpoint, ALL if recorded and parity_layers is None else parity_layers)
+    if recorded and compared:
+        raise UsageError("A recorded reference has no hidden states of single layers", hint="Compare all layers")
     held_out_limits(plan.coarsest, (KV_DTYPES.get(kv_wanted, "int8"),), gate or {})  # before the work
     options = {"plan": asdict(plan), "kv": kv_wanted, "clips": _digest(clips or [])}
     key = resume_key(checkpoint, {contract.TOKENIZER_FILE: source.tokenizer}, options)
@@ -128,7 +136,7 @@ def export_checkpoint(
         kv_dtypes = made.kv_dtypes if native else None
         written = Written(bundle.folder, checkpoint, plan.coarsest, vision_writer, made.writer, table, kv_dtypes)
         held_out = HeldOut(talks, source.tokens, STREAMO.turn_interval_s, gate or {})
-        parity = prove(written, source.probe, recorded, held_out, partial(report, "parity"))
+        parity = prove(written, source.probe, recorded, held_out, partial(report, "parity"), compared)
         if not allow_mismatch:
             require_parity(parity)
         manifest = _manifest(source, bundle, table, (tower, vision_writer), made, parity)

@@ -124,6 +124,27 @@ class GraphCheck:
             values = [[next(logits) for _ in own] for own in values]
         return [np.concatenate(own) for own in values]
 
+    def layer(self, layer: int, conversations: Sequence[list[Append]]) -> list[list[np.ndarray]]:
+        """What one layer makes of appends whose `embeds` are what goes into it, with a cache for each conversation.
+
+        Returns:
+          Hidden states (T, W) of each append; (1, W), the last token's, of the last layer.
+        """
+        facts = self.facts.decoder
+        rope, run = decoder_rope(facts), range(layer, layer + 1)
+        session = self._session(self._write_slice(run))
+        first = contract.INPUTS_EMBEDS if layer == 0 else decoder.HIDDEN
+        return [
+            self._run_appends(
+                session, first, run, [a.embeds for a in appends], [rope.tables(a.positions) for a in appends]
+            )
+            for appends in conversations
+        ]
+
+    def head(self, hidden: np.ndarray) -> np.ndarray:
+        """Logits (n, V) of the last layer's hidden states (n, W)."""
+        return np.concatenate(self._head([row[None] for row in hidden]))
+
     def _write_slice(self, layers: range) -> str:
         operators = self._kind.operators
         builder = decoder.build_decoder(

@@ -59,8 +59,8 @@ def compare(found: Computed, expected: Expected, weights: str, rounded_error: fl
       rounded_error: for int8 and int4, where PyTorch is at hand; see `rounded_relative_error`.
     """
     vision_error = greatest_error(found.frames, expected.frames)
-    verdict = _verdict(vision_error, found.logits, expected.logits, THRESHOLDS[weights], rounded_error)
-    return {"reference": expected.reference, "turns": len(found.frames), "appends": len(found.logits), **verdict}
+    figures = verdict(vision_error, found.logits, expected.logits, THRESHOLDS[weights], rounded_error)
+    return {"reference": expected.reference, "turns": len(found.frames), "appends": len(found.logits), **figures}
 
 
 def compare_native(
@@ -79,7 +79,7 @@ def compare_native(
         limits["logit_cosine_min"] = min(limits["logit_cosine_min"], INT8_KV_LOGIT_COSINE)
         limits["int8_kv_kl_mean"] = INT8_KV_KL_MEAN
         figures["int8_kv_kl_mean"] = float(divergences(found.logits, stock.logits).mean())
-    return _verdict(greatest_error(found.frames, expected.frames), found.logits, expected.logits, limits, None, figures)
+    return verdict(greatest_error(found.frames, expected.frames), found.logits, expected.logits, limits, None, figures)
 
 
 def rounded_relative_error(found: Computed, expected: Expected) -> float:
@@ -97,7 +97,7 @@ def greatest_error(found: Iterable[np.ndarray], expected: Iterable[np.ndarray]) 
     return float(np.max([relative_error(one, wanted) for one, wanted in zip(found, expected, strict=True)]))
 
 
-def _verdict(
+def verdict(
     vision_error: float,
     found: np.ndarray,
     expected: np.ndarray,
@@ -151,6 +151,9 @@ def require_parity(parity: dict[str, Any]) -> None:
         ]
         reference = report.get("reference", parity["reference"])
         found = diagnosis_text(report["diagnosis"]) if "diagnosis" in report else ""
+        if "layer_errors" in report:
+            worst = list(report["layer_errors"].items())[:SHOWN_PROBLEMS]
+            found = f"Layers that differ most: {', '.join(f'{layer} ({error:.2g})' for layer, error in worst)}"
         raise ParityError(
             f"The {which} differ from {reference}: {'; '.join(beyond)}{found and '. ' + found}",
             hint=_hint(report),

@@ -15,6 +15,7 @@ import numpy as np
 
 from edge import contract, native
 from edge.contract import TokenIds
+from export import layer_parity
 from export.checkpoint import Checkpoint
 from export.diagnosis import diagnose
 from export.expected import Expected, compute_expected, compute_held_out
@@ -92,7 +93,12 @@ class HeldOut:
 
 
 def prove(
-    written: Written, probe: Probe, recorded: Expected | None, held_out: HeldOut | None = None, step: Step | None = None
+    written: Written,
+    probe: Probe,
+    recorded: Expected | None,
+    held_out: HeldOut | None = None,
+    step: Step | None = None,
+    layers: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Check everything that can be checked here. Returns the manifest's `parity`, whether it passes or not.
 
@@ -100,10 +106,24 @@ def prove(
       recorded: what PyTorch computed earlier for the probe; without it, PyTorch is asked. With it, held-out turns are
         compared with the export's own arithmetic.
       step: called as (done, total).
+      layers: compare only these, teacher-forced (see `layer_parity`), over the probe and the held-out conversations;
+        needs PyTorch. None: all, in the graphs as they are.
     """
     talks = [talk for talk in held_out.talks if talk.held_out_parts] if held_out else []
     report = step or (lambda done, total: None)
-    report(0, 1 + bool(talks))
+    judged = bool(talks) and layers is None
+    report(0, 1 + judged)
+    parity, problems = _layers(written, [probe, *talks], layers) if layers else _whole(written, probe, recorded)
+    parity["problems"] = [*problems, *_problems(written)]
+    report(1, 1 + judged)
+    if held_out is not None and judged:
+        parity["held_out"] = _held_out(written, held_out, talks, torch=recorded is None)
+        report(2, 2)
+    return parity
+
+
+def _whole(written: Written, probe: Probe, recorded: Expected | None) -> tuple[dict[str, Any], list[str]]:
+    """The probe through the whole graphs: the report, and where PyTorch reads the config otherwise."""
     expected = recorded or compute_expected(written.checkpoint, probe)
     graphs = written.graphs()
     found, rounded_error = run_probe(probe, graphs), None
@@ -115,12 +135,33 @@ def prove(
         own = run_probe(probe, native_graphs)
         figures = compare_native(own, found, expected, written.weights, written.kv_dtypes or ())
         parity["native"] = {"instruction_set": native.instruction_set(), **figures}
-    parity["problems"] = [*expected.config_problems, *_problems(written)]
-    report(1, 1 + bool(talks))
-    if held_out is not None and talks:
-        parity["held_out"] = _held_out(written, held_out, talks, torch=recorded is None)
-        report(2, 2)
-    return parity
+    return parity, expected.config_problems
+
+
+def _layers(written: Written, probes: Sequence[Probe], layers: Sequence[int]) -> tuple[dict[str, Any], list[str]]:
+    """The same of some layers, over several conversations."""
+    from export.reference import Reference
+
+    reference = Reference(written.checkpoint)
+    expected = layer_parity.run_whole(reference, written.checkpoint, probes, layers)
+    found, exact = layer_parity.run_graphs(written.graphs(), expected), None
+    if written.weights in QUANTIZED:
+        graphs = layer_parity.run_graphs(written.graphs(accuracy_level=EXACT), expected)
+        exact = graphs, layer_parity.run_layers(Reference(written.rounded()), written.rounded(), expected)
+    parity = {
+        "reference": reference.version,
+        "compared_layers": list(layers),
+        "layers": written.checkpoint.facts.decoder.layers,
+        "turns": len(expected.frames),
+        "appends": len(expected.logits),
+        **layer_parity.compare_layers(found, expected, written.weights, exact),
+    }
+    if native_graphs := written.native_graphs():
+        own = layer_parity.run_graphs(native_graphs, expected)
+        kv_dtypes = written.kv_dtypes or ()
+        figures = layer_parity.compare_native_layers(own, found, expected, written.weights, kv_dtypes)
+        parity["native"] = {"instruction_set": native.instruction_set(), **figures}
+    return parity, reference.config_problems()
 
 
 def _problems(written: Written) -> list[str]:

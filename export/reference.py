@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,41 @@ class Reference:
                 use_cache=False,
             ).last_hidden_state
         return np.asarray(states.float().numpy())
+
+    def hidden_and_layers(
+        self, sequences: Sequence[tuple[np.ndarray, np.ndarray]], layers: Sequence[int]
+    ) -> tuple[list[np.ndarray], dict[int, list[tuple[np.ndarray, np.ndarray]]]]:
+        """`hidden`, and what goes into each of `layers` and comes out of it, (T, W) float32 both, by conversation."""
+        modules = self._model.language_model.layers
+        kept: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {layer: [] for layer in layers}
+
+        def keep(layer: int, module: Any, arguments: tuple[Any, ...], result: Any) -> None:
+            given, found = arguments[0], result[0] if isinstance(result, tuple) else result
+            for pair in zip(given.float().numpy(), found.float().numpy(), strict=True):
+                length = len(sequences[len(kept[layer])][0])
+                kept[layer].append((pair[0][:length].copy(), pair[1][:length].copy()))
+
+        hooks = [modules[layer].register_forward_hook(partial(keep, layer)) for layer in layers]
+        hidden = self.hidden(sequences)
+        for hook in hooks:
+            hook.remove()
+        return hidden, kept
+
+    def layer(self, layer: int, hidden: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """What one layer makes of hidden states (T, W) at m-RoPE positions (3, T): (T, W) float32."""
+        torch, text = self._torch, self._model.language_model
+        with torch.inference_mode():
+            states = torch.from_numpy(hidden[None]).to(self._dtype)
+            tables = text.rotary_emb(states, torch.from_numpy(positions[:, None]))
+            result = text.layers[layer](states, attention_mask=None, position_embeddings=tables)
+        found = result[0] if isinstance(result, tuple) else result
+        return np.asarray(found[0].float().numpy())
+
+    def final_norm(self, hidden: np.ndarray) -> np.ndarray:
+        """Hidden states (n, W) of the last layer, as `logits` takes them."""
+        with self._torch.inference_mode():
+            states = self._torch.from_numpy(np.ascontiguousarray(hidden)).to(self._dtype)
+            return np.asarray(self._model.language_model.norm(states).float().numpy())
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Logits (n, V) of hidden states (n, W)."""

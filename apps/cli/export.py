@@ -39,6 +39,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=LIMIT,...",
         help="tighter limits for held-out turns than the defaults, or a JSON file with them",
     )
+    parser.add_argument(
+        "--parity-layers",
+        type=_layer_count,
+        metavar="all|N",
+        help="decoder layers that are compared with PyTorch; default all, or 8 of a model with more than 12 billion "
+        "parameters",
+    )
     parser.add_argument("--allow-mismatch", action="store_true", help="write the bundle even when parity fails")
     parser.add_argument("--force", action="store_true", help="replace BUNDLE where it exists")
     parser.add_argument("--dry-run", action="store_true", help="check the checkpoint, say what it will take, and end")
@@ -85,6 +92,12 @@ def _add_precisions(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="asked of the clips: one a line, or `SECONDS: question`; with --calibration or --held-out",
     )
+
+
+def _layer_count(text: str) -> str | int:
+    if text != "all" and not (text.isdecimal() and int(text) >= 2):
+        raise argparse.ArgumentTypeError(f"expected all or a number of 2 or more, found {text!r}")
+    return text if text == "all" else int(text)
 
 
 def _layer_choice(text: str) -> tuple[str, str]:
@@ -139,6 +152,7 @@ def run(args: argparse.Namespace) -> int:
                 progress=progress,
                 overwrite=args.force,
                 adapter=args.adapter,
+                parity_layers=args.parity_layers,
                 **chosen,
             )
     file = console.report_stream(args.json)

@@ -19,7 +19,7 @@ WORST = 3
 
 
 NOT_FIGURES = ("thresholds", "passed", "reference", "native", "instruction_set", "problems", "held_out", "clips",
-               "replies", "graphs", "diagnosis")  # fmt: skip
+               "replies", "graphs", "diagnosis", "compared_layers", "layers")  # fmt: skip
 """What a parity report holds beside its figures."""
 
 
@@ -168,7 +168,9 @@ def print_parity(parity: dict[str, Any], file: Any) -> None:
     if not parity:
         print("parity with PyTorch: not measured\n", file=file)
         return
-    title = f"parity with PyTorch: {_verdict(parity)} (reference: {parity.get('reference', 'not named')})"
+    compared = parity.get("compared_layers")
+    what = f"layers {', '.join(map(str, compared))} of {parity['layers']}, teacher-forced; " if compared else ""
+    title = f"parity with PyTorch: {_verdict(parity)} ({what}reference: {parity.get('reference', 'not named')})"
     console.table(title, ("quantity", "measured", "allowed"), _parity_rows(parity), file)
     native, held_out = parity.get("native"), parity.get("held_out")
     if native:
