@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -122,8 +122,14 @@ def export_checkpoint(
     compared = layers_to_compare(checkpoint, ALL if recorded and parity_layers is None else parity_layers)
     if recorded and compared:
         raise UsageError("A recorded reference has no hidden states of single layers", hint="Compare all layers")
+    if gate and compared:
+        raise UsageError(
+            f"The gate's limits are for answers on held-out turns, which {len(compared)} of the layers do not give",
+            hint="Leave the limits out, or compare all layers with `--parity-layers all`",
+        )
     held_out_limits(plan.coarsest, (KV_DTYPES.get(kv_wanted, "int8"),), gate or {})  # before the work
-    options = {"plan": asdict(plan), "kv": kv_wanted, "clips": _digest(clips or [])}
+    calibrated = _digest(clip for clip in clips or () if not clip.held_out)
+    options = {"plan": asdict(plan), "kv": kv_wanted, "clips": calibrated}
     key = resume_key(checkpoint, {contract.TOKENIZER_FILE: source.tokenizer}, options)
     needed_bytes = bundle_bytes(checkpoint, plan)
     with BundleWriter(Path(bundle_dir), needed_bytes, overwrite=overwrite, key=key) as bundle:
@@ -150,7 +156,7 @@ def _method(wanted: str | None, clips: Sequence[Clip] | None) -> str:
     Raises:
       UsageError: by turns, of which there are none.
     """
-    calibrating = any(clip.held_out is not True for clip in clips or [])
+    calibrating = any(not clip.held_out for clip in clips or ())
     if wanted == GPTQ and not calibrating:
         raise UsageError(f"Method {GPTQ} needs turns to calibrate on", hint="Give clips, or choose `nearest`")
     return wanted or (GPTQ if calibrating else NEAREST)
@@ -262,7 +268,7 @@ def _cache(source: Source, plan: Plan, kv: str | None) -> tuple[str, bool]:
     return "fp32", False
 
 
-def _digest(clips: Sequence[Clip]) -> str:
+def _digest(clips: Iterable[Clip]) -> str:
     """Of everything in clips that a bundle depends on."""
     digest = hashlib.sha256()
     for clip in clips:

@@ -140,8 +140,8 @@ def describe_turns(talks: Sequence[Conversation]) -> dict[str, Any]:
 
 def _few(clips: Sequence[Clip]) -> list[Clip]:
     """Those that are looked at of a model that does not fit in memory."""
-    whole = [clip for clip in clips if clip.held_out][:LARGE_HELD_OUT_CLIPS]
-    return [clip for clip in clips if not clip.held_out][: LARGE_CLIPS - len(whole)] + whole
+    calibrated, whole = ([clip for clip in clips if bool(clip.held_out) == held_out] for held_out in (False, True))
+    return calibrated[:LARGE_CLIPS] + whole[:LARGE_HELD_OUT_CLIPS]
 
 
 def _shortened(clip: Clip) -> Clip:

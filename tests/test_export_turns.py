@@ -124,7 +124,7 @@ def test_of_a_model_too_large_to_ask_few_clips_are_looked_at_and_one_that_is_onl
     monkeypatch.setattr(turns_module, "FloatModel", lambda checkpoint: FloatModel(checkpoint, keep_bytes=0))
     clips = [clip(turns=3, held_out=held_out) for held_out in (True, True, *[None] * 7)]
     talks = converse(source.checkpoint, spelling(source), clips)
-    assert [talk.replies for talk in talks] == [FILLED] * (turns_module.LARGE_CLIPS - 1) + [SILENT]
+    assert [talk.replies for talk in talks] == [FILLED] * turns_module.LARGE_CLIPS + [SILENT]
     assert talks[-1].first_held_out == 0 and set(talks[-1].roles) == {TURN} and not talks[-1].visual
 
 

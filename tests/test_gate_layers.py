@@ -166,3 +166,9 @@ def test_a_recorded_reference_has_no_single_layers(checkpoint: Path, tmp_path: P
     record_reference(checkpoint, tmp_path / "reference.npz")
     with pytest.raises(UsageError, match="no hidden states of single layers"):
         export_checkpoint(checkpoint, tmp_path / "b", reference=tmp_path / "reference.npz", parity_layers=2)
+
+
+def test_limits_for_answers_need_all_layers(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="which 2 of the layers do not give"):
+        export_checkpoint(checkpoint, tmp_path / "b", gate={"kl_mean": 0}, parity_layers=2)
+    assert not list(tmp_path.iterdir())
