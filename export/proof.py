@@ -113,7 +113,7 @@ def prove(
     report = step or (lambda done, total: None)
     judged = bool(talks) and layers is None
     report(0, 1 + judged)
-    parity, problems = _layers(written, [probe, *talks], layers) if layers else _whole(written, probe, recorded)
+    parity, problems = _layers(written, probe, talks, layers) if layers else _whole(written, probe, recorded)
     parity["problems"] = [*problems, *_problems(written)]
     report(1, 1 + judged)
     if held_out is not None and judged:
@@ -138,12 +138,14 @@ def _whole(written: Written, probe: Probe, recorded: Expected | None) -> tuple[d
     return parity, expected.config_problems
 
 
-def _layers(written: Written, probes: Sequence[Probe], layers: Sequence[int]) -> tuple[dict[str, Any], list[str]]:
-    """The same of some layers, over several conversations."""
+def _layers(
+    written: Written, probe: Probe, talks: Sequence[Conversation], layers: Sequence[int]
+) -> tuple[dict[str, Any], list[str]]:
+    """The same of some layers, over held-out conversations too."""
     from export.reference import Reference
 
     reference = Reference(written.checkpoint)
-    expected = layer_parity.run_whole(reference, written.checkpoint, probes, layers)
+    expected = layer_parity.run_whole(reference, written.checkpoint, [probe, *talks], layers)
     found, exact = layer_parity.run_graphs(written.graphs(), expected), None
     if written.weights in QUANTIZED:
         graphs = layer_parity.run_graphs(written.graphs(accuracy_level=EXACT), expected)
@@ -152,6 +154,7 @@ def _layers(written: Written, probes: Sequence[Probe], layers: Sequence[int]) ->
         "reference": reference.version,
         "compared_layers": list(layers),
         "layers": written.checkpoint.facts.decoder.layers,
+        "clips": [talk.name for talk in talks],
         "turns": len(expected.frames),
         "appends": len(expected.logits),
         **layer_parity.compare_layers(found, expected, written.weights, exact),

@@ -169,7 +169,10 @@ def print_parity(parity: dict[str, Any], file: Any) -> None:
         print("parity with PyTorch: not measured\n", file=file)
         return
     compared = parity.get("compared_layers")
-    what = f"layers {', '.join(map(str, compared))} of {parity['layers']}, teacher-forced; " if compared else ""
+    what = ""
+    if compared:
+        what = f"layers {', '.join(map(str, compared))} of {parity['layers']}, teacher-forced; "
+        what += f"held-out clips: {len(parity['clips'])}; "
     title = f"parity with PyTorch: {_verdict(parity)} ({what}reference: {parity.get('reference', 'not named')})"
     console.table(title, ("quantity", "measured", "allowed"), _parity_rows(parity), file)
     native, held_out = parity.get("native"), parity.get("held_out")
