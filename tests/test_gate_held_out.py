@@ -16,12 +16,13 @@ from apps.cli.inspect import print_parity
 from apps.cli.main import main
 from edge.contract import TokenIds
 from edge.errors import ParityError, UsageError
-from export.api import _converse, _open, export_checkpoint, record_reference
+from export.api import _converse, export_checkpoint, record_reference
 from export.diagnosis import RaisedCheckpoint, layer_of
 from export.expected import IN_NUMPY, compute_held_out
 from export.float_model import FloatModel
 from export.held_out import Tally, divergences
 from export.limits import DEFAULTS, held_out_limits, keeps, parse_gate
+from export.source import open_source
 from export.turns import PIECE, TURN, UNASKED, WORD, Clip, Conversation
 
 SILENCE, STANDBY, RESPONSE, IM_END, WORDS = 1, 2, 3, 4, (10, 11, 12)
@@ -253,7 +254,7 @@ def test_a_model_too_large_to_ask_is_judged_on_a_history_of_silence(
 
 
 def test_the_exports_own_arithmetic_decides_as_transformers_does(checkpoint: Path) -> None:
-    source = _open(checkpoint)
+    source = open_source(checkpoint)
     talks = _converse(source, clips(), lambda *_: None)
     (_, (wanted,)), (_, (found,)) = (compute_held_out(source.checkpoint, talks, torch=torch) for torch in (True, False))
     np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())

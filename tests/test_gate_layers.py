@@ -17,10 +17,11 @@ from apps.cli.main import main
 from edge.errors import ParityError, UsageError
 from export import proof
 from export import weights as weights_module
-from export.api import _open, export_checkpoint, record_reference
+from export.api import export_checkpoint, record_reference
 from export.layer_parity import layers_to_compare, run_whole
 from export.parity import require_parity
 from export.proof import Written
+from export.source import open_source
 from export.turns import Clip
 
 
@@ -97,7 +98,7 @@ def test_a_slice_of_a_sound_bundle_passes_and_the_report_names_its_layers(
 def test_a_layer_that_is_given_pytorchs_own_states_makes_of_them_what_it_made_there(checkpoint: Path) -> None:
     from export.reference import Reference
 
-    source = _open(checkpoint)
+    source = open_source(checkpoint)
     reference = Reference(source.checkpoint)
     run = run_whole(reference, source.checkpoint, [source.probe], [1, 4])
     positions = reference.positions(source.probe.ids, source.probe.grids)
