@@ -23,6 +23,7 @@ from export.checkpoint import Checkpoint
 from export.decoder import build_decoder
 from export.expected import compute_expected, load_expected, save_expected
 from export.float_model import FloatModel
+from export.kept_turns import KeptTurns
 from export.known_hashes import check_files, known_hash
 from export.layer_parity import ALL, layers_to_compare
 from export.limits import held_out_limits
@@ -137,7 +138,7 @@ def export_checkpoint(
         bundle.add(contract.TOKENIZER_FILE, source.tokenizer)
         table = _write_embeddings(bundle, checkpoint, plan, report)
         tower, vision_writer = _write_vision(bundle, checkpoint, plan, native, report)
-        talks = _converse(source, clips or [], report)
+        talks = _converse(source, clips or [], report, KeptTurns(bundle.kept))
         made = _write_decoder(bundle, checkpoint, plan, table, native, kv_wanted, talks, report)
         kv_dtypes = made.kv_dtypes if native else None
         written = Written(bundle.folder, checkpoint, plan.coarsest, vision_writer, made.writer, table, kv_dtypes)
@@ -288,13 +289,15 @@ def conversations(checkpoint_dir: str | Path, clips: Sequence[Clip]) -> list[Con
     return _converse(open_source(Path(checkpoint_dir)), clips, lambda stage, done, total: None)
 
 
-def _converse(source: Source, clips: Sequence[Clip], report: Progress) -> list[Conversation]:
+def _converse(
+    source: Source, clips: Sequence[Clip], report: Progress, kept: KeptTurns | None = None
+) -> list[Conversation]:
     """What the unquantised model says about the clips."""
     if not clips:
         return []
     report("turns", 0, sum(len(clip.frames) for clip in clips))
     spelling = Spelling(source.tokens, source.tokenizer, source.preprocess)
-    return converse(source.checkpoint, spelling, clips, partial(report, "turns"))
+    return converse(source.checkpoint, spelling, clips, partial(report, "turns"), kept)
 
 
 def _write_embeddings(
@@ -355,7 +358,7 @@ def _write_decoder(
         step = _marking(file, partial(report, "decoder"))
         if calibrating:
             turns = CalibrationTurns.of(writer, talks, FloatModel(checkpoint).embeddings)
-            found = write_calibrated_decoder(writer, plan, table["embedding"], turns, kv, step)
+            found = write_calibrated_decoder(writer, plan, table["embedding"], turns, kv, step, bundle.kept)
             dtypes = tuple(layer.dtype for layer in found.kv_layers)
             plan = plan.replaced(*found.overrides)
         else:

@@ -16,6 +16,7 @@ from types import TracebackType
 
 from edge.contract import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileFacts, Manifest, manifest_to_json
 from edge.errors import OutputError
+from export.kept import Kept
 from export.partial import PartialFolder, disk_free_bytes
 from export.resume import Journal
 from export.weight_store import WeightFile
@@ -35,6 +36,9 @@ class BundleWriter:
         nothing but its own files.
       needed_bytes: what will be written, for the check of free space.
       key: of the inputs, see `resume`; what an export with the same key left behind is gone on with.
+
+    Attributes:
+      kept: what the next export with the same key need not work out again, beside the data files.
 
     Raises:
       OutputError: the folder cannot be created or must not be replaced, or the disk is too full.
@@ -58,6 +62,7 @@ class BundleWriter:
             self._partial = PartialFolder(self.target, self._key)
             self._partial.remove_abandoned()
             self.folder = self._partial.path
+            self.kept = Kept(self.folder)
             self._journal = Journal(self.folder)
             self._journal.remove_others()
         except OSError as error:
@@ -71,11 +76,6 @@ class BundleWriter:
         self._partial.release(keep=interrupted and self._journal.bytes > 0)
         if isinstance(error, OSError):
             raise _cannot_write(self.target, error) from None
-
-    @property
-    def finished_bytes(self) -> int:
-        """Bytes of data that are finished, found there or written."""
-        return self._journal.bytes
 
     def weight_file(self, name: str) -> WeightFile:
         """A data file, behind what an interrupted export finished of it."""
@@ -101,6 +101,7 @@ class BundleWriter:
             file.flush()
             os.fsync(file.fileno())
         self._journal.remove()
+        self.kept.remove()
         _sync_folder(self.folder)
         replaced = self.folder.with_name(self.folder.name + ".replaced")
         self._check_target()  # an export takes minutes; something may have been put there meanwhile

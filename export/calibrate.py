@@ -2,12 +2,14 @@
 
 Owns the order: the calibration turns go through each map as it was just written, so that later layers are fitted to
 what the bundle computes. One layer's weights are in memory at a time. Measures each layer's keys and values on the way.
+What comes out of a layer is kept until the export is complete, so that an interrupted one repeats at most one layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from edge.rope import decoder_rope
 from export.checkpoint import TEXT
 from export.float_layers import Cache, decoder_attention, rms_norm, silu
 from export.gptq import gptq, input_products
+from export.kept import Kept, Record
 from export.kv_choice import LayerKeys, choose_cache
 from export.memory import release_freed_memory
 from export.native import key_offset_name
@@ -40,6 +43,9 @@ PIECE_TOKENS = 512
 ERROR_SAMPLES = 512
 PROMOTED_ABOVE = 0.3
 """A map whose outputs int4 changes by more than this part of their norm gets int8."""
+
+STATE = "calibration"
+"""Name of the record of what came out of the last finished layer."""
 
 Apply = Callable[[np.ndarray], np.ndarray]
 
@@ -86,35 +92,94 @@ class Calibrated:
     output_errors: dict[str, float] = field(default_factory=dict)
     kv_layers: list[LayerCache] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Calibrated:
+        """What `asdict` made of one."""
+        overrides = [WeightOverride(**one) for one in facts["overrides"]]
+        return cls(overrides, dict(facts["output_errors"]), [LayerCache(**one) for one in facts["kv_layers"]])
+
 
 def write_calibrated_decoder(
-    writer: WeightWriter, plan: Plan, embedding: StoredTensor, turns: CalibrationTurns, kv: str, step: Step
+    writer: WeightWriter,
+    plan: Plan,
+    embedding: StoredTensor,
+    turns: CalibrationTurns,
+    kv: str,
+    step: Step,
+    kept: Kept | None = None,
 ) -> Calibrated:
     """Every weight of the decoder graph, as `weights.write_decoder`, fitted to `turns`.
 
     Args:
       kv: auto, fp32 or int8: what each layer's cache may become.
+      kept: what an interrupted export with the same arguments left, if it did; gets what this one would leave.
     """
-    return _Calibration(writer, plan, turns, kv).run(embedding, step)
+    return _Calibration(writer, plan, turns, kv, kept).run(embedding, step)
 
 
 class _Calibration:
-    def __init__(self, writer: WeightWriter, plan: Plan, turns: CalibrationTurns, kv: str) -> None:
-        self._writer, self._plan, self._turns, self._kv = writer, plan, turns, kv
+    def __init__(
+        self, writer: WeightWriter, plan: Plan, turns: CalibrationTurns, kv: str, kept: Kept | None = None
+    ) -> None:
+        self._writer, self._plan, self._turns, self._kv, self._kept = writer, plan, turns, kv, kept
         self._facts = writer.checkpoint.facts.decoder
         self._hidden = turns.embeds
         self._found = Calibrated()
+        self._offsets: dict[int, np.ndarray] = {}  # by layer, of those whose keys have one
 
     def run(self, embedding: StoredTensor, step: Step) -> Calibrated:
-        facts = self._facts
-        for layer in range(facts.layers):
+        facts, finished = self._facts, self._take_up()
+        for layer in range(finished):
+            self._pass_by(layer)
+        if finished < facts.layers:  # codes are never mixed with activations that went through others
+            self._writer.file.write_the_rest()
+        for layer in range(finished, facts.layers):
             write_layer_vectors(self._writer, layer)
             self._layer(layer)
             release_freed_memory()
+            self._keep(layer + 1)
             step(layer + 1, facts.layers + 1)
         write_head(self._writer, self._plan, embedding)
         step(facts.layers + 1, facts.layers + 1)
         return self._found
+
+    def _take_up(self) -> int:
+        """Go on behind the layers that are finished; returns how many are."""
+        record = self._kept.load(STATE) if self._kept else None
+        if record is None or record.facts["tensors"] > self._writer.file.found():
+            return 0
+        arrays = dict(record.arrays)
+        self._hidden = arrays.pop("hidden")
+        self._offsets = {int(layer): offset for layer, offset in arrays.items()}
+        self._found = Calibrated.of(record.facts["found"])
+        return int(record.facts["layers"])
+
+    def _keep(self, layers: int) -> None:
+        """Note what came out of the first `layers`, all of which are written."""
+        file = self._writer.file
+        file.mark()
+        if self._kept:
+            facts = {"layers": layers, "tensors": file.tensors, "found": asdict(self._found)}
+            offsets = {str(layer): offset for layer, offset in self._offsets.items()}
+            self._kept.save(STATE, Record(facts, {"hidden": self._hidden, **offsets}))
+
+    def _pass_by(self, layer: int) -> None:
+        """Take note of where the weights of a layer lie that is finished; none is computed again."""
+        write_layer_vectors(self._writer, layer)
+        promoted = {override.name: override.weights for override in self._found.overrides}
+        for name, source in layer_maps(self._writer, self._plan, layer).items():
+            columns, dtype, block = self._shaped(name, source)
+            if dtype in QUANTIZED:
+                self._writer.codes(name, columns, promoted.get(name, dtype), block, (), ())
+            else:
+                self._writer.matrix(name, source.sources, dtype, rows=source.rows, width=source.width)
+            if layer in self._offsets and name.endswith("qkv"):
+                self._writer.array(key_offset_name(layer), self._offsets[layer])
+
+    def _shaped(self, name: str, source: MapSource) -> tuple[MatrixColumns, str, int]:
+        """A map's columns, and the dtype and block that its shape and the plan allow."""
+        columns = MatrixColumns(self._writer.checkpoint, source.sources, source.rows, source.width)
+        return columns, *self._writer.fitting(name, columns, self._plan.dtype(name))
 
     def _layer(self, layer: int) -> None:
         source, name, epsilon = f"{TEXT}layers.{layer}.", f"layers.{layer}.", self._facts.rms_norm_eps
@@ -143,13 +208,13 @@ class _Calibration:
         cache, offset = choose_cache(keys, bias_offset(self._writer.checkpoint, layer), self._kv)
         self._found.kv_layers.append(cache)
         if offset is not None:
+            self._offsets[layer] = offset
             self._writer.array(key_offset_name(layer), offset)
 
     def _map(self, name: str, maps: dict[str, MapSource], inputs: np.ndarray) -> Apply:
         """Write the map `name` for these inputs (T, K), and return it as it was written."""
         source = maps[name]
-        columns = MatrixColumns(self._writer.checkpoint, source.sources, source.rows, source.width)
-        dtype, block = self._writer.fitting(name, columns, self._plan.dtype(name))
+        columns, dtype, block = self._shaped(name, source)
         values = columns.whole()
         if dtype not in QUANTIZED:
             self._writer.matrix(name, source.sources, dtype, rows=source.rows, width=source.width)

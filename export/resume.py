@@ -16,6 +16,7 @@ from typing import Any
 
 from export.checkpoint import Checkpoint
 from export.fingerprint import code_fingerprint
+from export.kept import SUFFIX as KEPT
 
 JOURNAL_FILE = "journal.jsonl"
 KEY_LETTERS = 16
@@ -70,16 +71,15 @@ class Journal:
     def forget(self, file: str) -> None:
         """What the journal says about `file` does not hold: write it anew."""
         self._finished.pop(file, None)
-        kept = [(name, finished) for name, finished in self._finished.items()]
+        kept, self._finished = self._finished, {}
         self._path.unlink(missing_ok=True)
-        self._finished = {}
-        for name, finished in kept:
+        for name, finished in kept.items():
             self.record(name, finished.kinds, finished.bytes, finished.sha256)
 
     def remove_others(self) -> None:
-        """Remove the files that hold nothing finished."""
+        """Remove the files that hold nothing that could be gone on with."""
         for path in self._folder.iterdir():
-            if path.name not in (JOURNAL_FILE, *self._finished):
+            if path.name not in (JOURNAL_FILE, *self._finished) and path.suffix != KEPT:
                 path.unlink()
 
     def remove(self) -> None:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from export.checkpoint import Checkpoint
 from export.float_model import FloatModel
 from export.probe import Probe
 from export.tokens import encoder
+
+if TYPE_CHECKING:
+    from export.kept_turns import KeptTurns
 
 HELD_OUT = 0.25
 """The last part of each clip, of whose turns nothing is calibrated on."""
@@ -33,6 +36,8 @@ UNASKED, TURN, PIECE, WORD = "unasked", "turn", "piece", "word"
 OWN, FILLED, SILENT = "own", "filled", "silent"
 
 Step = Callable[[int, int], None]
+Patches = tuple[np.ndarray, int, int]
+"""A frame as the vision tower takes it: patches, rows, columns."""
 
 
 @dataclass(frozen=True)
@@ -104,21 +109,41 @@ class Spelling:
 
 
 def converse(
-    checkpoint: Checkpoint, spelling: Spelling, clips: Sequence[Clip], step: Step | None = None
+    checkpoint: Checkpoint,
+    spelling: Spelling,
+    clips: Sequence[Clip],
+    step: Step | None = None,
+    kept: KeptTurns | None = None,
 ) -> list[Conversation]:
     """Let the unquantised model answer each clip: turn by turn where it fits in memory, else in two passes over the
     first turns of a few clips, and in none where all of a clip is held out.
+
+    Args:
+      kept: has the conversations that need not be had again, and gets the others.
     """
-    model, found = FloatModel(checkpoint), []
-    if not model.fits:
-        clips = [_shortened(clip) for clip in _few(clips)]
+    model = FloatModel(checkpoint)
+    clips, found = clips_used(clips, model.fits), []
     total = sum(len(clip.frames) for clip in clips)
-    for clip in clips:
-        writer = _Writer(model, spelling, clip)
-        found.append(writer.own() if model.fits else writer.silent() if clip.held_out else writer.filled())
+    for index, clip in enumerate(clips):
+        frames = [_patches(frame, spelling.preprocess) for frame in clip.frames]
+        talk = kept.load(index, frames) if kept else None
+        if talk is None:
+            writer = _Writer(model, spelling, clip, frames)
+            talk = writer.own() if model.fits else writer.silent() if clip.held_out else writer.filled()
+            if kept:
+                kept.save(index, talk)
+        found.append(talk)
         if step is not None:
             step(sum(len(c.frames) for c in found), total)
     return found
+
+
+def clips_used(clips: Sequence[Clip], fits: bool) -> Sequence[Clip]:
+    """What is looked at of the clips, by a model that fits in memory or does not."""
+    if fits:
+        return clips
+    calibrated, whole = ([clip for clip in clips if bool(clip.held_out) == held_out] for held_out in (False, True))
+    return [_shortened(clip) for clip in (*calibrated[:LARGE_CLIPS], *whole[:LARGE_HELD_OUT_CLIPS])]
 
 
 def describe_turns(talks: Sequence[Conversation]) -> dict[str, Any]:
@@ -138,12 +163,6 @@ def describe_turns(talks: Sequence[Conversation]) -> dict[str, Any]:
     }
 
 
-def _few(clips: Sequence[Clip]) -> list[Clip]:
-    """Those that are looked at of a model that does not fit in memory."""
-    calibrated, whole = ([clip for clip in clips if bool(clip.held_out) == held_out] for held_out in (False, True))
-    return calibrated[:LARGE_CLIPS] + whole[:LARGE_HELD_OUT_CLIPS]
-
-
 def _shortened(clip: Clip) -> Clip:
     """The first turns from its first question on."""
     first = min(clip.questions, default=0)
@@ -156,14 +175,14 @@ def _shortened(clip: Clip) -> Clip:
 class _Writer:
     """Writes one clip's conversation."""
 
-    def __init__(self, model: FloatModel, spelling: Spelling, clip: Clip) -> None:
+    def __init__(self, model: FloatModel, spelling: Spelling, clip: Clip, frames: list[Patches]) -> None:
         self._model, self._clip, self._spelling = model, clip, spelling
         self._tokens = tokens = spelling.tokens
         self._encode = encoder(spelling.tokenizer_json)
         self._closing = [tokens.im_end, *self._encode("\n")]
         self._states = {tokens.silence: "silence", tokens.standby: "standby", tokens.response: "response"}
         self._stops = (tokens.im_end, tokens.end_of_text)
-        self.frames = [_patches(frame, spelling.preprocess) for frame in clip.frames]
+        self.frames = frames
         self._first_question = min(clip.questions, default=len(clip.frames))
 
     @cached_property
@@ -276,6 +295,6 @@ class _Writer:
         return token
 
 
-def _patches(frame: np.ndarray, preprocess: PreprocessConfig) -> tuple[np.ndarray, int, int]:
+def _patches(frame: np.ndarray, preprocess: PreprocessConfig) -> Patches:
     resized = resize_frame(frame, preprocess)
     return patchify(resized, preprocess), *grid_of(resized.shape[0], resized.shape[1], preprocess)

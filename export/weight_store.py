@@ -63,11 +63,15 @@ class WeightFile:
 
     Tensors are appended in one fixed order. Those that a `journal` knows to be finished are not computed again: their
     pieces are not asked for.
+
+    Attributes:
+      bytes, tensors: how many were appended so far.
     """
 
     def __init__(self, path: Path, journal: Journal | None = None) -> None:
         self.path = path
         self.bytes = 0
+        self.tensors = 0
         self._hash = hashlib.sha256()
         self._journal = journal
         self._kinds: list[Kind] = []  # of the tensors since the last mark
@@ -99,6 +103,7 @@ class WeightFile:
         """
         length = stored_bytes(dtype, shape)
         step = PAGE_BYTES if length >= LARGE_BYTES else VECTOR_BYTES
+        self.tensors += 1
         if self._finished and self._finished[0] != (dtype, shape):
             self._leave_the_rest()
         if self._finished:
@@ -123,6 +128,16 @@ class WeightFile:
         self._file.flush()
         self._journal.record(self.path.name, tuple(self._kinds), self.bytes, self._hash.copy().hexdigest())
         self._kinds = []
+
+    def found(self) -> int:
+        """How many tensors the file holds already, to be appended next."""
+        return len(self._finished)
+
+    def write_the_rest(self) -> None:
+        """Write what follows anew, also where the file holds it already."""
+        if self._finished:
+            self._leave_the_rest()
+            self.mark()
 
     def facts(self) -> FileFacts:
         """Size and hash of what has been written."""
