@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from edge.errors import CheckpointError
 from export.quantize import LARGEST
 
 DAMPING = 0.01
@@ -20,7 +21,8 @@ SEGMENT_ROWS = 4096
 """A wider K is cut into segments that are made up for separately: their products take K x K numbers of 8 bytes."""
 PIECE_TOKENS = 1024
 COLUMNS = 1024
-WINDOW_ROWS = 32
+WINDOW_ROWS, BATCH_ROWS = 32, 128
+CHOLESKY_ROWS = 128
 SHRINKING = tuple(np.float32(1 - 0.04 * step) for step in range(8))
 """Scales that are tried, as parts of the one that lets the largest weight of a block keep its value."""
 
@@ -76,40 +78,72 @@ def gptq(values: np.ndarray, segments: list[Segment], block: int, dtype: str) ->
 
 
 def _factor(products: np.ndarray) -> np.ndarray:
-    """Upper triangular U with U' U the inverse of the damped products, float32."""
-    damped = products.astype(np.float64)
-    mean = float(np.mean(np.diag(damped))) or 1.0
+    """Upper triangular U with U' U the inverse of the damped products, float32.
+
+    Raises:
+      CheckpointError: the products hold something that is not a number.
+    """
+    if not np.isfinite(products).all():
+        raise CheckpointError(
+            "Activations of the calibration turns are not finite: the checkpoint overflows float32",
+            hint="Check that its own framework runs it, or export with `--method nearest`",
+        )
+    damped = products[::-1, ::-1].astype(np.float64)  # in the reversed order the inverse's factor comes out upper
+    diagonal = np.diag(damped).copy()
+    mean = float(np.mean(diagonal)) or 1.0
     damping = DAMPING
     while True:
         try:
-            damped[np.diag_indices_from(damped)] = np.diag(products) + damping * mean
-            lower = np.linalg.cholesky(damped[::-1, ::-1])  # of the reversed order: its inverse comes out upper
-            break
+            damped[np.diag_indices_from(damped)] = diagonal + damping * mean
+            return inverse_cholesky(damped)[::-1, ::-1].astype(np.float32)
         except np.linalg.LinAlgError:  # sums in float32 of inputs that depend on each other
             damping *= 10
-    return np.triu(np.linalg.inv(lower[::-1, ::-1])).astype(np.float32)
+
+
+def inverse_cholesky(matrix: np.ndarray) -> np.ndarray:
+    """The inverse of L, where L L' is the symmetric `matrix`; by halves, so that nearly all of it are products.
+
+    Raises:
+      LinAlgError: it is not positive definite.
+    """
+    if len(matrix) <= CHOLESKY_ROWS:
+        return np.asarray(np.tril(np.linalg.inv(np.linalg.cholesky(matrix))))
+    half = len(matrix) // 2
+    result = np.zeros_like(matrix)
+    result[:half, :half] = upper = inverse_cholesky(matrix[:half, :half])
+    left = matrix[half:, :half] @ upper.T
+    result[half:, half:] = lower = inverse_cholesky(matrix[half:, half:] - left @ left.T)
+    result[half:, :half] = -(lower @ (left @ upper))
+    return result
 
 
 def _round(
     values: np.ndarray, factor: np.ndarray, squares: np.ndarray, block: int, largest: np.float32
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scales of (k, n) values, which are used up."""
+    """Codes and scales of (k, n) values, which are used up.
+
+    What rounding a row does is taken to the rows of its window at once, to those of its batch behind each window, and
+    to all others behind the batch: fewer passes over what does not fit in a cache.
+    """
     k, n = values.shape
     codes, scales = np.empty((k, n), np.int8), np.empty((k // block, n), np.float32)
     window = min(block, WINDOW_ROWS)
-    errors = np.empty((window, n), np.float32)
-    for start in range(0, k, window):
-        if start % block == 0:
-            scale = _scale(values[start : start + block], squares[start : start + block], largest)
-            scales[start // block] = scale
-            inverse = np.float32(1) / scale
-        end = start + window
-        for row in range(start, end):
-            code = np.clip(np.rint(values[row] * inverse), -largest, largest)
-            codes[row] = code
-            errors[row - start] = error = (values[row] - code * scale) / factor[row, row]
-            values[row + 1 : end] -= factor[row, row + 1 : end, None] * error
-        values[end:] -= factor[start:end, end:].T @ errors
+    errors = np.empty((BATCH_ROWS, n), np.float32)
+    for first in range(0, k, BATCH_ROWS):
+        last = min(first + BATCH_ROWS, k)
+        for start in range(first, last, window):
+            if start % block == 0:
+                scale = _scale(values[start : start + block], squares[start : start + block], largest)
+                scales[start // block] = scale
+                inverse = np.float32(1) / scale
+            end = start + window
+            for row in range(start, end):
+                code = np.clip(np.rint(values[row] * inverse), -largest, largest)
+                codes[row] = code
+                errors[row - first] = error = (values[row] - code * scale) / factor[row, row]
+                values[row + 1 : end] -= factor[row, row + 1 : end, None] * error
+            values[end:last] -= factor[start:end, end:last].T @ errors[start - first : end - first]
+        values[last:] -= factor[first:last, last:].T @ errors[: last - first]
     return codes, scales
 
 

@@ -131,4 +131,3 @@ def _attend(queries: np.ndarray, rows: np.ndarray, keys: np.ndarray, values: np.
         scores[ahead] = -np.inf
         results.append(softmax(scores) @ values[head // group])
     return np.stack(results)
-
