@@ -1,4 +1,8 @@
 // streamo::StreamMatMul: a product with quantised weights, which are packed once, when the session is made.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdint>
 #include <string>
 
 #include "operators.h"
@@ -30,6 +34,20 @@ Tensor constant(const Node& node, std::size_t index, const char* name) {
   return describe(node.api, value);
 }
 
+// ONNX Runtime maps the file of weights, and nothing reads them there once they are packed: let the system have their
+// pages, which would count as this process's memory for good. Advice only: what is read after all comes from the file.
+void release_pages(const void* data, std::int64_t bytes) {
+#ifdef MADV_PAGEOUT
+  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto address = reinterpret_cast<std::uintptr_t>(data);
+  const std::uintptr_t first = (address + page - 1) / page * page;
+  const std::uintptr_t last = (address + static_cast<std::uintptr_t>(bytes)) / page * page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_PAGEOUT);
+#else
+  static_cast<void>(data), static_cast<void>(bytes);
+#endif
+}
+
 class StreamMatMul : public Kernel {
  public:
   explicit StreamMatMul(const Node& node) {
@@ -58,6 +76,8 @@ class StreamMatMul : public Kernel {
     streamo_weights* packed = nullptr;
     accept("packing weights", streamo_weights_pack(&source, threads.get(), &packed));
     weights_.reset(packed);
+    release_pages(codes.data, codes.count());
+    release_pages(scales.data, scales.count() * std::int64_t{sizeof(float)});
   }
 
   void run(Call& call) override {
