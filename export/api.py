@@ -19,6 +19,7 @@ from edge.errors import UsageError
 from edge.prompt import STREAMO
 from export.bundle_writer import BundleWriter
 from export.calibrate import Calibrated, CalibrationTurns, write_calibrated_decoder
+from export.calibration_needs import calibration_needs
 from export.checkpoint import Checkpoint
 from export.decoder import build_decoder
 from export.expected import compute_expected, load_expected, save_expected
@@ -132,7 +133,8 @@ def export_checkpoint(
     calibrated = _digest(clip for clip in clips or () if not clip.held_out)
     options = {"plan": asdict(plan), "kv": kv_wanted, "clips": calibrated}
     key = resume_key(checkpoint, {contract.TOKENIZER_FILE: source.tokenizer}, options)
-    needed_bytes = bundle_bytes(checkpoint, plan)
+    turns = calibration_needs(checkpoint, plan, source.preprocess, clips or [])
+    needed_bytes = bundle_bytes(checkpoint, plan) + turns.kept_bytes
     with BundleWriter(Path(bundle_dir), needed_bytes, overwrite=overwrite, key=key) as bundle:
         check_files(_input_files(checkpoint), partial(report, "hashes"))
         bundle.add(contract.TOKENIZER_FILE, source.tokenizer)
@@ -205,8 +207,13 @@ def preflight(
     embedding: str | None = None,
     layers: Mapping[str, str] | None = None,
     adapter: str | Path | None = None,
+    method: str | None = None,
+    clips: Sequence[Clip] | None = None,
 ) -> Preflight:
     """What an export with these arguments will take. Opens and checks the checkpoint; writes nothing.
+
+    Args:
+      clips: what is to be calibrated on: its memory counts too.
 
     Raises:
       CheckpointError: the checkpoint cannot be exported.
@@ -214,16 +221,21 @@ def preflight(
     source = open_source(Path(checkpoint_dir), adapter)
     checkpoint = source.checkpoint
     choices: dict[str, Any] = {"block": block_size, "vision": vision, "embedding": embedding, "layers": layers}
-    plan = make_plan(weights, facts=checkpoint.facts.decoder, **choices)
+    plan = make_plan(weights, method=_method(method, clips), facts=checkpoint.facts.decoder, **choices)
+    turns = calibration_needs(checkpoint, plan, source.preprocess, clips or [])
     free, left_behind = disk_free_bytes(Path(bundle_dir))
     return Preflight(
         bundle_bytes=bundle_bytes(checkpoint, plan),
+        kept_bytes=turns.kept_bytes,
         left_behind_bytes=left_behind,
         disk_free_bytes=free,
-        memory_bytes=memory_bytes(checkpoint),
+        memory_bytes=memory_bytes(checkpoint, turns),
         parameters=checkpoint.parameters,
         layers=checkpoint.facts.decoder.layers,
         known_hashes=sum(known_hash(path) is not None for path in _input_files(checkpoint)),
+        calibration_clips=turns.clips,
+        calibration_turns=turns.turns,
+        calibration_tokens=turns.tokens,
         notes=tuple(source.notes),
     )
 

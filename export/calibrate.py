@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edge.contract import LayerCache, WeightOverride
+from edge.contract import DecoderFacts, LayerCache, WeightOverride
 from edge.rope import decoder_rope
 from export.checkpoint import TEXT
 from export.float_layers import Cache, decoder_attention, rms_norm, silu
@@ -50,6 +50,11 @@ STATE = "calibration"
 Apply = Callable[[np.ndarray], np.ndarray]
 
 
+def most_tokens(facts: DecoderFacts, conversations: int) -> int:
+    """How much of each conversation is calibrated on."""
+    return ACTIVATION_BYTES // (4 * facts.intermediate_size) // max(1, conversations)
+
+
 @dataclass
 class CalibrationTurns:
     """What goes into the decoder: all conversations' tokens one behind another, and the rotary rows of each."""
@@ -65,7 +70,7 @@ class CalibrationTurns:
         """The calibration part of `talks`, each as long as memory allows."""
         facts = writer.checkpoint.facts.decoder
         used = [talk for talk in talks if talk.calibration_tokens]
-        most = ACTIVATION_BYTES // (4 * facts.intermediate_size) // max(1, len(used))
+        most = most_tokens(facts, len(used))
         rope, parts, tables = decoder_rope(facts), [], []
         for talk in used:
             count = min(talk.calibration_tokens, most)

@@ -32,6 +32,11 @@ KEEP_BYTES = 2 * 10**9
 DECODER_NORMS = {"input_norm": "input_layernorm", "post_norm": "post_attention_layernorm"}
 
 
+def fits(checkpoint: Checkpoint, keep_bytes: int = KEEP_BYTES) -> bool:
+    """Whether all weights stay in memory."""
+    return 4 * checkpoint.parameters <= keep_bytes
+
+
 class FloatModel:
     """Runs a checkpoint.
 
@@ -44,7 +49,7 @@ class FloatModel:
 
     def __init__(self, checkpoint: Checkpoint, keep_bytes: int = KEEP_BYTES) -> None:
         self.checkpoint = checkpoint
-        self.fits = 4 * checkpoint.parameters <= keep_bytes
+        self.fits = fits(checkpoint, keep_bytes)
         self._kept: dict[str, np.ndarray] = {}
         self._rope = decoder_rope(checkpoint.facts.decoder)
 

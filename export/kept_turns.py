@@ -24,8 +24,8 @@ class KeptTurns:
 
     def save(self, clip: int, talk: Conversation) -> None:
         facts = {name: getattr(talk, name) for name in FACTS}
-        facts |= {"parts": [part.tolist() for part in talk.parts], "rows": [len(visual) for visual in talk.visual]}
-        self.kept.save(_name(clip), Record(facts, {"visual": np.concatenate(talk.visual)}))
+        facts |= {"parts": [part.tolist() for part in talk.parts]}
+        self.kept.save(_name(clip), Record(facts, {str(i): visual for i, visual in enumerate(talk.visual)}))
 
     def load(self, clip: int, frames: list[Patches]) -> Conversation | None:
         """The conversation about these frames, or None."""
@@ -34,8 +34,7 @@ class KeptTurns:
             return None
         facts = dict(record.facts)
         parts = [np.array(part, np.int64) for part in facts.pop("parts")]
-        visual = np.split(record.arrays["visual"], np.cumsum(facts.pop("rows"))[:-1])
-        return Conversation(frames, parts, visual=visual, **facts)
+        return Conversation(frames, parts, visual=list(record.arrays.values()), **facts)
 
 
 def _name(clip: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from export.calibration_needs import CalibrationNeeds
 from export.checkpoint import DECODER_MAPS, EMBEDDING, HEAD, TEXT, VISUAL, Checkpoint
 from export.plan import QUANTIZED, Plan, value_bytes
 from export.weights import EMBEDDING_BLOCK
@@ -20,20 +21,26 @@ class Preflight:
     """An export that could be started.
 
     Args:
-      bundle_bytes: about what the bundle takes on disk; nothing else is written.
+      bundle_bytes: about what the bundle takes on disk.
+      kept_bytes: on disk too until it is complete, for an export that goes on after an interruption.
       left_behind_bytes: what an interrupted export has left there, to be gone on with or removed.
       disk_free_bytes: of the bundle's disk, without what was left behind.
       memory_bytes: about what the process takes at its peak.
       known_hashes: files that will be compared with a hash that their download left.
+      calibration_clips, calibration_turns, calibration_tokens: what weights and caches are fitted to.
     """
 
     bundle_bytes: int
+    kept_bytes: int
     left_behind_bytes: int
     disk_free_bytes: int
     memory_bytes: int
     parameters: int
     layers: int
     known_hashes: int
+    calibration_clips: int
+    calibration_turns: int
+    calibration_tokens: int
     notes: tuple[str, ...]
 
 
@@ -60,7 +67,12 @@ def _planned(plan: Plan, tensor: str) -> str:
     return plan.precision(f"layers.{layer[1]}.{parts.get('.'.join(layer[2:4]))}")
 
 
-def memory_bytes(checkpoint: Checkpoint) -> int:
-    """About what an export holds at its peak, whatever the model's size: its largest tensor counts, not their sum."""
+def memory_bytes(checkpoint: Checkpoint, turns: CalibrationNeeds | None = None) -> int:
+    """About what an export holds at its peak, whatever the model's size: its largest tensor counts, not their sum.
+
+    Args:
+      turns: what the clips take: more than all else where much is calibrated on; a part is held beside all else.
+    """
+    turns = turns or CalibrationNeeds()
     largest = max(entry.bytes for entry in checkpoint.entries.values())
-    return BASE_MEMORY_BYTES + 2 * largest
+    return max(BASE_MEMORY_BYTES + 2 * largest + turns.held_bytes, turns.memory_bytes)

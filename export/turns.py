@@ -56,6 +56,12 @@ class Clip:
     questions: dict[int, str]
     held_out: bool | None = None
 
+    @property
+    def calibration_turns(self) -> int:
+        """How many of its first turns are not held out."""
+        count = len(self.frames)
+        return count - max(1, round(HELD_OUT * count)) if self.held_out is None else (0 if self.held_out else count)
+
 
 @dataclass(frozen=True)
 class Conversation(Probe):
@@ -125,12 +131,11 @@ def converse(
     clips, found = clips_used(clips, model.fits), []
     total = sum(len(clip.frames) for clip in clips)
     for index, clip in enumerate(clips):
-        frames = [_patches(frame, spelling.preprocess) for frame in clip.frames]
-        talk = kept.load(index, frames) if kept else None
+        writer = _Writer(model, spelling, clip)
+        talk = kept.load(index, writer.frames) if kept else None
         if talk is None:
-            writer = _Writer(model, spelling, clip, frames)
             talk = writer.own() if model.fits else writer.silent() if clip.held_out else writer.filled()
-            if kept:
+            if kept and talk.visual:  # without, nothing was computed
                 kept.save(index, talk)
         found.append(talk)
         if step is not None:
@@ -175,14 +180,14 @@ def _shortened(clip: Clip) -> Clip:
 class _Writer:
     """Writes one clip's conversation."""
 
-    def __init__(self, model: FloatModel, spelling: Spelling, clip: Clip, frames: list[Patches]) -> None:
+    def __init__(self, model: FloatModel, spelling: Spelling, clip: Clip) -> None:
         self._model, self._clip, self._spelling = model, clip, spelling
         self._tokens = tokens = spelling.tokens
         self._encode = encoder(spelling.tokenizer_json)
         self._closing = [tokens.im_end, *self._encode("\n")]
         self._states = {tokens.silence: "silence", tokens.standby: "standby", tokens.response: "response"}
         self._stops = (tokens.im_end, tokens.end_of_text)
-        self.frames = frames
+        self.frames = [_patches(frame, spelling.preprocess) for frame in clip.frames]
         self._first_question = min(clip.questions, default=len(clip.frames))
 
     @cached_property
@@ -256,8 +261,7 @@ class _Writer:
         return talk
 
     def _empty(self, replies: str, visual: list[np.ndarray]) -> Conversation:
-        count, held_out = len(self.frames), self._clip.held_out
-        kept = count - max(1, round(HELD_OUT * count)) if held_out is None else (0 if held_out else count)
+        kept = self._clip.calibration_turns
         image_pad, merge = self._tokens.image_pad, self._spelling.preprocess.merge_size
         talk = Conversation(self.frames, [], image_pad, merge, name=self._clip.name, first_held_out=kept)
         return replace(talk, visual=visual, replies=replies)

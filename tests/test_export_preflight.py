@@ -9,7 +9,9 @@ import shutil
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from tiny_checkpoint import write_checkpoint
 
@@ -17,14 +19,17 @@ from apps.bench.qwen_configs import public_config
 from apps.cli import export as export_command
 from apps.cli.main import main
 from edge.errors import CheckpointError, MemoryBudgetError, OutputError
+from edge.preprocess import PreprocessConfig
 from export import api, preflight
 from export.api import export_checkpoint, record_reference
+from export.calibration_needs import SYSTEM_TOKENS, TURN_TOKENS, CalibrationNeeds, calibration_needs
 from export.checkpoint import Checkpoint, expected_shapes
 from export.config import facts_from_config
 from export.known_hashes import DOWNLOADS, SUMS_FILE, known_hash
 from export.partial import disk_free_bytes
-from export.plan import make_plan
+from export.plan import NEAREST, make_plan
 from export.safetensors_file import TensorEntry
+from export.turns import Clip
 
 SHARD = "model.safetensors"
 
@@ -82,6 +87,61 @@ def test_a_public_models_needs_are_those_that_were_measured() -> None:
     assert 2.31e9 < preflight.memory_bytes(small) < 3e9
     assert preflight.memory_bytes(shape_of("7B")) < 4e9
     assert preflight.memory_bytes(large) < 7e9  # by its largest tensor, not by its 147 GB
+
+
+def clips(count: int = 3, turns: int = 8) -> list[Clip]:
+    frames = [np.zeros((336, 560, 3), np.uint8)] * turns
+    return [Clip(f"clip {i}", frames, {0: "What?"}) for i in range(count)]
+
+
+def test_what_turns_take_is_counted_and_grows_with_them_and_the_model() -> None:
+    def needs(size: str, method: str = "gptq", count: int = 3) -> CalibrationNeeds:
+        plan = make_plan("int4", method=method, facts=models[size].facts.decoder)
+        return calibration_needs(models[size], plan, PreprocessConfig(), clips(count))
+
+    models = {size: shape_of(size) for size in ("3B", "7B")}
+    small, large, more = needs("3B"), needs("7B"), needs("3B", count=6)
+    assert needs("3B", count=0) == CalibrationNeeds()
+    assert small.clips == 3 and small.turns == 18  # the last quarter of each is held out
+    frame_tokens = small.tokens / small.turns - SYSTEM_TOKENS / 8 - TURN_TOKENS
+    assert frame_tokens == pytest.approx(112, abs=1)  # 336x560 pixels are seen as 224x392
+    assert small.memory_bytes > 10 * 2048 * 22016  # the widest map alone, as stored, in float32 and written
+    assert large.memory_bytes > 1.8 * small.memory_bytes
+    assert preflight.memory_bytes(models["7B"], large) < 4e9
+    assert (
+        more.tokens == 2 * small.tokens and more.memory_bytes > small.memory_bytes > needs("3B", NEAREST).memory_bytes
+    )
+    assert preflight.memory_bytes(models["3B"], small) > preflight.memory_bytes(models["3B"])
+
+
+def test_the_tokens_and_the_disk_of_calibration_said_before_are_those_of_the_export(
+    original: Path, tmp_path: Path
+) -> None:
+    chosen: dict[str, Any] = {"weights": "int4", "clips": clips()}
+    needs = api.preflight(original, tmp_path / "bundle", **chosen)
+    kept: list[int] = []
+
+    def weigh(stage: str, done: int, total: int) -> None:
+        if stage == "decoder":
+            kept.append(sum(path.stat().st_size for path in tmp_path.glob(".bundle.partial-*/*.kept")))
+
+    reference = original.parent / "reference.npz"
+    manifest = export_checkpoint(original, tmp_path / "bundle", reference=reference, progress=weigh, **chosen)
+    facts = manifest.precision.calibration
+    assert (needs.calibration_clips, needs.calibration_turns) == (3, facts["turns"])
+    assert needs.calibration_tokens == pytest.approx(facts["tokens"], rel=0.6)  # this tokenizer spells every letter
+    assert 0.4 < kept[-1] / needs.kept_bytes < 1.1
+
+
+def test_a_dry_run_says_what_it_would_calibrate_on(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(original), "-o", str(tmp_path / "bundle"), "--weights", "int4", "--dry-run", "--json"]
+    assert main([*words, "--calibration", "synthetic:table?seed=3&seconds=8"]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out.splitlines()[-1])
+    assert (document["calibration_clips"], document["calibration_turns"]) == (1, 6) and document["kept_bytes"] > 0
+    assert "tokens of 6 turns of 1 clips" in err and list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import export.gptq as gptq_module
-from export.gptq import _factor, gptq, input_products
+from edge.errors import CheckpointError
+from export.gptq import _factor, gptq, input_products, inverse_cholesky
 from export.quantize import LARGEST, quantize_blocks
 
 
@@ -92,6 +93,22 @@ def test_the_factor_is_that_of_the_inverse() -> None:
     damped = products + np.eye(40) * gptq_module.DAMPING * np.mean(np.diag(products))
     np.testing.assert_allclose(upper.T @ upper @ damped, np.eye(40), atol=1e-3)
     assert not np.tril(upper, -1).any()
+
+
+@pytest.mark.parametrize("size", [1, 127, 128, 129, 500])
+def test_the_factor_by_halves_is_that_of_lapack(size: int) -> None:
+    rows = np.random.default_rng(size).standard_normal((size, size + 3))
+    matrix = rows @ rows.T
+    found = inverse_cholesky(matrix)
+    np.testing.assert_allclose(found @ np.linalg.cholesky(matrix), np.eye(size), atol=1e-8)
+    assert not np.triu(found, 1).any()
+    with pytest.raises(np.linalg.LinAlgError):
+        inverse_cholesky(-matrix)
+
+
+def test_activations_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="not finite"):
+        gptq(weight(32, 4), input_products(np.full((3, 32), np.inf, np.float32), 32, 32), 32, "int4")
 
 
 def test_a_wide_map_is_fitted_segment_by_segment(monkeypatch: pytest.MonkeyPatch) -> None:

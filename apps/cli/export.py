@@ -135,7 +135,10 @@ def run(args: argparse.Namespace) -> int:
             "embedding": args.embedding,
             "layers": dict(args.layer or ()),
         }
-        needs = preflight(args.checkpoint, args.output, adapter=args.adapter, **chosen)
+        needs = preflight(args.checkpoint, args.output, adapter=args.adapter, **chosen)  # before any clip is read
+        if clips := _clips(args):
+            fitted: dict[str, Any] = {"method": args.method, "clips": clips}
+            needs = preflight(args.checkpoint, args.output, adapter=args.adapter, **chosen, **fitted)
         _say_needs(needs)
         if args.dry_run:
             return _dry_run(args, needs)
@@ -146,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
                 args.output,
                 kv=args.kv,
                 method=args.method,
-                clips=_clips(args),
+                clips=clips,
                 gate=parse_gate(args.gate) if args.gate else None,
                 allow_mismatch=args.allow_mismatch,
                 progress=progress,
@@ -174,8 +177,9 @@ def _say_needs(needs: Preflight) -> None:
     free = available_bytes()
     memory = f" ({bytes_text(free)} free)" if free is not None else ""
     left = f" and {bytes_text(needs.left_behind_bytes)} left by an earlier export" if needs.left_behind_bytes else ""
+    disk = bytes_text(needs.bundle_bytes + needs.kept_bytes)
     console.say(
-        f"Needs about {bytes_text(needs.bundle_bytes)} of disk ({bytes_text(needs.disk_free_bytes)} free{left}) "
+        f"Needs about {disk} of disk ({bytes_text(needs.disk_free_bytes)} free{left}) "
         f"and {bytes_text(needs.memory_bytes)} of memory{memory}"
     )
 
@@ -185,6 +189,7 @@ def _dry_run(args: argparse.Namespace, needs: Preflight) -> int:
     rows = [
         ("checkpoint", f"{needs.parameters / 1e9:.2f} billion parameters, {needs.layers} layers"),
         ("bundle", f"about {bytes_text(needs.bundle_bytes)}, weights {args.weights}"),
+        *_calibration_rows(needs),
         ("known hashes", f"{needs.known_hashes} files will be compared" if needs.known_hashes else "none"),
         *(("note", note) for note in needs.notes),
     ]
@@ -192,6 +197,14 @@ def _dry_run(args: argparse.Namespace, needs: Preflight) -> int:
     if args.json:
         console.print_json({**dataclasses.asdict(needs), "memory_free_bytes": available_bytes()})
     return 0
+
+
+def _calibration_rows(needs: Preflight) -> list[tuple[str, str]]:
+    if not needs.calibration_clips:
+        return []
+    turns = f"{needs.calibration_turns} turns of {needs.calibration_clips} clips"
+    kept = f"{bytes_text(needs.kept_bytes)} kept on disk until the bundle is complete"
+    return [("calibration", f"about {needs.calibration_tokens} tokens of {turns}; {kept}")]
 
 
 def _require_memory(needs: Preflight) -> None:
