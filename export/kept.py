@@ -43,8 +43,9 @@ class Kept:
         unfinished = path.with_suffix(path.suffix + ".new")
         with unfinished.open("wb") as file:
             head = json.dumps({"facts": record.facts, "arrays": kinds}, allow_nan=False).encode() + b"\n"
-            bodies = (np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in record.arrays.values())
-            for part in (head, *bodies):
+            parts: list[bytes | memoryview] = [head]
+            parts += [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in record.arrays.values()]
+            for part in parts:
                 file.write(part)
                 digest.update(part)
             file.write(digest.digest())

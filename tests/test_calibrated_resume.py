@@ -22,7 +22,7 @@ from export.turns import Clip
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS, MAPS = 3, 4
 SHAPE: dict[str, Any] = {"heads": 4, "kv_heads": 1, "head_dim": 64, "layers": LAYERS, "intermediate_size": 128}
-POINTS = [("turns", 4), ("turns", 8), ("decoder", 1), ("decoder", 2), ("decoder", 3), ("decoder", 4), ("parity", 0)]
+POINTS = [("turns", 4), ("decoder", 1), ("decoder", 3), ("parity", 0)]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_nothing_that_was_finished_is_done_again(
     assert_same(tmp_path / "bundle", whole)
 
 
-@pytest.mark.parametrize("finished", [0, 1, 5, 11], ids=lambda finished: f"after-{finished}-maps")
+@pytest.mark.parametrize("finished", [1, 6], ids=lambda finished: f"after-{finished}-maps")
 def test_inside_a_layer_only_that_layer_is_done_again(
     checkpoint: Path, whole: Path, tmp_path: Path, finished: int, work: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,13 +163,11 @@ def flip(path: Path) -> None:
     ("damage", "maps"),
     [
         (lambda folder: flip(folder / "calibration.kept"), 3 * MAPS),
-        (lambda folder: (folder / "calibration.kept").unlink(), 3 * MAPS),
-        (lambda folder: (folder / "calibration.kept").write_bytes(b""), 3 * MAPS),
         (lambda folder: flip(folder / "decoder.data"), 3 * MAPS),
         (lambda folder: flip(folder / "turns-0.kept"), MAPS),
         (lambda folder: (folder / "calibration.kept.new").write_bytes(b"cut short"), MAPS),
     ],
-    ids=["flipped bit", "no state", "empty state", "flipped code", "flipped turn", "unfinished state"],
+    ids=["flipped bit", "flipped code", "flipped turn", "unfinished state"],
 )
 def test_a_damaged_leftover_is_noticed(
     checkpoint: Path, whole: Path, tmp_path: Path, work: list[str], damage: Callable[[Path], object], maps: int
