@@ -252,7 +252,7 @@ def test_a_graph_that_computes_something_else_is_not_written_unless_allowed(
 
 def test_a_graph_whose_logits_are_no_numbers_does_not_pass() -> None:
     logits = np.random.default_rng(0).standard_normal((3, 20))
-    verdict = parity._verdict(1e-7, np.full_like(logits, np.nan), logits, parity.THRESHOLDS["int4"])
+    verdict = parity.verdict(1e-7, np.full_like(logits, np.nan), logits, parity.THRESHOLDS["int4"])
     assert not verdict["passed"] and verdict["logit_cosine_min"] is None
     json.dumps(verdict, allow_nan=False)
     with pytest.raises(ParityError, match="logit_cosine_min None"):
