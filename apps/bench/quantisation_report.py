@@ -47,14 +47,15 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """One line for every precision: the decoder's bytes, divergence, and F1 where it was measured."""
+    """One line for every precision: the decoder's bytes, divergence, and where streams were run F1 and time."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     panels = [("decoder_bytes", "decoder weights, MB"), ("kl_mean", "mean KL to the unquantised model")]
-    panels += [("response_f1", "response F1, free-running")] * any("response_f1" in row for row in rows)
+    if any("response_f1" in row for row in rows):
+        panels += [("response_f1", "response F1, free-running"), ("turn_ms", "ms a silent turn, median")]
     height = 1.2 + 0.32 * len(rows)
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4 + 3 * len(panels), height), sharey=True, squeeze=False)
     colours = {"gptq": "C2", "nearest": "C1", None: "0.5"}
