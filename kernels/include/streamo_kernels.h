@@ -34,7 +34,12 @@ typedef enum streamo_status {
   STREAMO_OK = 0,
   STREAMO_BAD_ARGUMENT = 1,  /* a shape, pointer, stride, slot or span does not fit */
   STREAMO_UNSUPPORTED = 2,   /* sizes that no kernel here covers, or an unknown instruction set */
-  STREAMO_OUT_OF_MEMORY = 3
+  STREAMO_OUT_OF_MEMORY = 3,
+  /* Only from the functions of streamo_gpu.h: */
+  STREAMO_NO_DEVICE = 4,     /* no driver, one that is too old, or no such GPU */
+  STREAMO_NO_KERNEL = 5,     /* no machine code for this GPU, or its archive is damaged */
+  STREAMO_DEVICE_LOST = 6,   /* the GPU is unusable for the rest of this process */
+  STREAMO_DEVICE_ERROR = 7   /* the driver refused a call; the GPU is still usable */
 } streamo_status;
 
 /* Version of this interface: STREAMO_KERNELS_ABI of the library that was built. */

@@ -1,0 +1,32 @@
+"""Loads the files of this folder as modules, although the folder is no Python package.
+
+An importable `kernels` would get in other libraries' way, so the folder is given a name of its own that only this file
+knows. Files here import each other relatively (`from .variant import Variant`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+NAME = "streamo_gpu_kernels"
+
+
+def gpu_module(name: str) -> types.ModuleType:
+    """The file `name`.py of this folder, loaded once."""
+    if NAME not in sys.modules:
+        folder = types.ModuleType(NAME, "The files of kernels/gpu.")
+        folder.__path__ = [str(FOLDER)]
+        sys.modules[NAME] = folder
+    return importlib.import_module(f"{NAME}.{name}")
+
+
+def kernel_files() -> list[types.ModuleType]:
+    """Every module of this folder that defines `variants`, except the table of them all, by name."""
+    names = sorted(path.stem for path in FOLDER.glob("*.py"))
+    others = {"compile", "load", "variant", "variants"}
+    modules = [gpu_module(name) for name in names if name not in others]
+    return [module for module in modules if hasattr(module, "variants")]
