@@ -74,6 +74,10 @@ class KernelError(BackendError, ValueError):
     """A native kernel was given arrays that do not fit."""
 
 
+class DeviceError(BackendError):
+    """There is no GPU to compute on: no driver, one that is too old, no such device, or no kernels for it."""
+
+
 class DeviceLostError(BackendError):
     """The device is unusable for the rest of this process; the process must be restarted."""
 

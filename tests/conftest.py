@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["TRITON_INTERPRET"] = "1"  # GPU kernels run on the CPU; Triton asks once, when it is imported
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:

@@ -88,6 +88,12 @@ STREAMO_API streamo_status streamo_gpu_graph_end(streamo_gpu* gpu, void* stream,
 STREAMO_API streamo_status streamo_gpu_graph_launch(streamo_gpu* gpu, void* graph, void* stream);
 STREAMO_API streamo_status streamo_gpu_graph_destroy(streamo_gpu* gpu, void* graph);
 
+/* Launch one kernel by its name, with grid[0] * grid[1] * grid[2] programs. `arguments` points to each argument's value;
+ * `letters` has one letter for each: p pointer, i int32_t, l int64_t, f float, and must be what the kernel takes. For
+ * benchmarks and tests; the operations below know their kernels. */
+STREAMO_API streamo_status streamo_gpu_launch(streamo_gpu* gpu, const char* kernel, const uint32_t* grid,
+                                              const char* letters, const void* const* arguments, void* stream);
+
 /* --------------------------------------------------------------------------------------------------- attention */
 
 /* Append T tokens to the cache and attend over it: `streamo_attention`, to the letter. In its struct `new_slots` and

@@ -8,8 +8,22 @@
 namespace streamo::gpu {
 namespace {
 
-streamo_status lost_sentence() {
-  return refuse(STREAMO_DEVICE_LOST, "the GPU is unusable since an earlier error, until this process is restarted");
+streamo_status refuse_lost(const streamo_gpu* gpu) {
+  return refuse(STREAMO_DEVICE_LOST, "the GPU is unusable until this process is restarted: it failed while %s",
+                gpu->driver->cause[gpu->ordinal].c_str());
+}
+
+// Remembers the first of the errors that cannot be undone.
+void lose(streamo_gpu* gpu, CuResult result, const char* what) {
+  Driver& driver = *gpu->driver;
+  const std::lock_guard<std::mutex> lock(driver.losing);
+  if (gpu->lost()) return;
+  try {
+    driver.cause[gpu->ordinal] =
+        std::string(what) + ": " + error_name(driver, result) + " (" + std::to_string(result) + ")";
+  } catch (const std::bad_alloc&) {  // then without its cause
+  }
+  driver.lost[gpu->ordinal] = true;
 }
 
 streamo_status find_device(streamo_gpu* gpu) {
@@ -19,7 +33,7 @@ streamo_status find_device(streamo_gpu* gpu) {
     return refuse(STREAMO_NO_DEVICE, "there is no GPU number %d: the driver shows %d", gpu->ordinal, count);
   }
   if (result == kCudaSuccess) result = gpu->driver->device_get(&gpu->device, gpu->ordinal);
-  if (result == kCudaSuccess) return gpu->lost() ? lost_sentence() : STREAMO_OK;
+  if (result == kCudaSuccess) return gpu->lost() ? refuse_lost(gpu) : STREAMO_OK;
   return refuse(STREAMO_NO_DEVICE, "GPU number %d cannot be used: %s (%d)", gpu->ordinal,
                 error_name(*gpu->driver, result), result);
 }
@@ -113,14 +127,13 @@ streamo_status load_all(streamo_gpu* gpu, std::string_view prefix) {
 }  // namespace
 
 streamo_status failure(streamo_gpu* gpu, CuResult result, const char* what) {
-  const char* name = error_name(*gpu->driver, result);
   if (is_sticky(result)) {
-    gpu->lost() = true;
-    return refuse(STREAMO_DEVICE_LOST, "the GPU failed while %s: %s (%d); it is unusable until this process is restarted",
-                  what, name, result);
+    lose(gpu, result, what);
+    return refuse_lost(gpu);
   }
   if (result == kCudaOutOfMemory) return refuse(STREAMO_OUT_OF_MEMORY, "the GPU has no memory left for %s", what);
-  return refuse(STREAMO_DEVICE_ERROR, "the GPU driver refused %s: %s (%d)", what, name, result);
+  return refuse(STREAMO_DEVICE_ERROR, "the GPU driver refused %s: %s (%d)", what,
+                error_name(*gpu->driver, result), result);
 }
 
 streamo_status find_kernel(streamo_gpu* gpu, std::string_view name, Kernel** kernel) {
@@ -140,7 +153,7 @@ bool has_kernel(const streamo_gpu* gpu, const char* variant) { return gpu->kerne
 streamo_status detail::begin(streamo_gpu* gpu) {
   clear_error();
   if (gpu == nullptr) return refuse(STREAMO_BAD_ARGUMENT, "expected an open GPU, found NULL");
-  if (gpu->lost()) return lost_sentence();
+  if (gpu->lost()) return refuse_lost(gpu);
   return check(gpu, gpu->driver->context_push(gpu->context), "making the GPU's context current");
 }
 

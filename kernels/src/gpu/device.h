@@ -41,5 +41,5 @@ struct streamo_gpu {
   std::unordered_map<std::string_view, std::unique_ptr<streamo::gpu::Kernel>> kernels;
   std::mutex loading;
 
-  std::atomic<bool>& lost() { return driver->lost[ordinal]; }
+  bool lost() const { return driver->lost[ordinal]; }
 };

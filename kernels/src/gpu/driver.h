@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <string>
 
 #include "streamo_gpu.h"
@@ -82,7 +83,10 @@ struct Driver {
   std::string library;
   int version = 0;
   // A sticky error spoils the primary context of a device for the whole process, so everyone who uses it must know.
+  // `cause` is written once, before `lost`.
   std::atomic<bool> lost[kMostDevices] = {};
+  std::string cause[kMostDevices];
+  std::mutex losing;
 };
 
 // Finds, loads and initialises the driver, once for each library name. STREAMO_NO_DEVICE says why it cannot be used.

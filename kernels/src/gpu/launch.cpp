@@ -1,5 +1,8 @@
 #include "gpu/launch.h"
 
+#include <string>
+#include <vector>
+
 #include "gpu/device.h"
 
 namespace streamo::gpu {
@@ -41,3 +44,17 @@ streamo_status launch_arguments(streamo_gpu* gpu, const char* variant, Grid grid
 }
 
 }  // namespace streamo::gpu
+
+extern "C" streamo_status streamo_gpu_launch(streamo_gpu* gpu, const char* kernel, const uint32_t* grid,
+                                             const char* letters, const void* const* arguments, void* stream) {
+  using namespace streamo;
+  using namespace streamo::gpu;
+  return on_device(gpu, [&]() -> streamo_status {
+    if (kernel == nullptr || grid == nullptr || letters == nullptr || arguments == nullptr) {
+      return refuse(STREAMO_BAD_ARGUMENT, "expected a kernel, its grid and arguments, found NULL");
+    }
+    std::vector<Argument> packed;
+    for (size_t i = 0; letters[i] != '\0'; ++i) packed.push_back({arguments[i], letters[i]});
+    return launch_arguments(gpu, kernel, {grid[0], grid[1], grid[2]}, stream, packed.data(), packed.size());
+  });
+}
