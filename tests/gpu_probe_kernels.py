@@ -38,8 +38,8 @@ def spilling(x, out, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     at = rows[:, None] * COLUMNS + columns[None]
     tile = tl.load(x + at)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for step in range(4):
-        total += tl.exp(tile * step) + tl.sum(total, 0)[None]
+    for step in range(2):
+        total += tile * step + tl.sum(total, 0)[None]
     tl.store(out + at, total * tile)
 
 
@@ -60,7 +60,7 @@ def variants() -> list[Variant]:
 def spilling_variants() -> list[Variant]:
     """Apart from the others: a build refuses them."""
     return [
-        Variant("spilling", spilling, {"x": "*fp32", "out": "*fp32"}, {"ROWS": 128, "COLUMNS": 256}, num_warps=1),
+        Variant("spilling", spilling, {"x": "*fp32", "out": "*fp32"}, {"ROWS": 64, "COLUMNS": 128}, num_warps=1),
     ]
 
 

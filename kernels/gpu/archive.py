@@ -19,8 +19,8 @@ CUBIN_ALIGNMENT = 16
 class ArchivedKernel:
     """One kernel: how it is found and launched, what the compiler says of it, and its machine code (a cubin).
 
-    `letters` are the run-time arguments' types as in `Variant.letters`; `spill_bytes` counts stores and loads of
-    registers that did not fit, for one thread.
+    `letters` are the run-time arguments' types as in `Variant.letters`; `spill_bytes` is the local memory of one
+    thread: registers that did not fit, and arrays on the stack.
     """
 
     name: str
