@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -164,19 +165,30 @@ def cubin_folder() -> Path:
 
 @functools.cache
 def load_library() -> Any:
-    """The native library, with the signatures of the GPU functions too.
+    """The native library, with the signatures of the GPU functions too; one that it lacks raises BackendError.
 
     Raises:
-      BackendError: it cannot be used, or was built without them.
+      BackendError: it cannot be used.
     """
     library = kernels_abi.load_library()
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name, None)
         if function is None:
+            setattr(library, name, _missing(name))
             continue
-        function.restype, function.argtypes = ctypes.c_int, arguments
-    library.streamo_gpu_close.restype = None
+        function.restype = None if name == "streamo_gpu_close" else ctypes.c_int
+        function.argtypes = arguments
     return library
+
+
+def _missing(name: str) -> Callable[..., int]:
+    def refuse(*_: Any) -> int:
+        raise BackendError(
+            f"The native kernels in `{kernels_abi.library_path().name}` have no function `{name}`",
+            hint="Install streamo-edge again",
+        )
+
+    return refuse
 
 
 def accept(status: int) -> None:

@@ -463,7 +463,7 @@ def test_an_error_while_loading_may_be_sticky_too(cuda: FakeCuda):
             gpu.synchronize()
 
 
-def test_a_lost_device_ends_a_process_with_70(cuda: FakeCuda):
+def test_a_lost_device_ends_another_process_with_70(cuda: FakeCuda):
     code = (
         "import sys; from edge.gpu import Gpu; from edge.errors import EdgeError\n"
         "gpu = Gpu()\n"

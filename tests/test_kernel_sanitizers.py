@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("test_attention_kernels.py", "test_matmul_kernels.py", "test_window_attention_kernels.py",
-         "test_kernel_refusals.py")  # fmt: skip
-OTHER_LIBRARIES = "not stock and not torch and not any_layout and not any_size"
+         "test_kernel_refusals.py", "test_gpu_launcher.py")  # fmt: skip
+OTHER_LIBRARIES = "not stock and not torch and not any_layout and not any_size and not another_process"
 """Left out: what runs inside libraries that know nothing of sanitizers, and drawn cases, which would take minutes."""
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1:allocator_may_return_null=1",
@@ -62,5 +62,28 @@ def test_no_address_is_wrong_and_no_behaviour_undefined(tmp_path: Path):
 
 def test_threads_never_touch_the_same_memory_unordered(tmp_path: Path):
     runtime = runtime_library("libtsan.so")
-    output = run_tests(build(tmp_path, "thread"), runtime, "number_of_threads")
+    output = run_tests(build(tmp_path, "thread"), runtime, "number_of_threads or launch_at_the_same_time")
     assert " passed" in output and "data race" not in output
+
+
+def test_no_memory_stays_behind_when_gpus_are_opened_refused_used_and_closed(tmp_path: Path):
+    """A program of its own: the leak checker would find Python's too."""
+    from gpu_interpreter import ROOT as root
+    from gpu_interpreter import FakeCuda, kernel_file
+
+    chosen = kernel_file(root / "tests" / "gpu_probe_kernels.py").variants()
+    cuda = FakeCuda(tmp_path, chosen=chosen)
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "sm_87.cubins").write_bytes((cuda.cubins / "sm_87.cubins").read_bytes()[:-40])
+    library = build(tmp_path / "build", "address,undefined")
+    program = tmp_path / "check_gpu"
+    source = root / "kernels" / "tests" / "check_gpu.c"
+    line = ["gcc", "-g", "-fsanitize=address,undefined", f"-I{root / 'kernels' / 'include'}", source, library,
+            f"-Wl,-rpath,{library.parent}", "-o", program]  # fmt: skip
+    subprocess.run(list(map(str, line)), check=True)
+    options = {"ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "halt_on_error=1"}
+    environment = {**os.environ, **options, "STREAMO_CUDA_DRIVER": str(cuda.library_path)}
+    run = [str(program), str(cuda.cubins), str(damaged)]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "opened 50 times" in done.stdout, done.stdout + done.stderr[:4000]
