@@ -137,7 +137,7 @@ def test_predictions_follow_the_roofline():
     time_us, bound = report.predicted_us(variant.Work("a", "a", 204_800_000, int8_tensor_ops=1_000_000), orin)
     assert bound == "memory" and time_us == pytest.approx(1000 + report.LAUNCH_US)
     time_us, bound = report.predicted_us(variant.Work("a", "a", 1, int8_tensor_ops=85_000_000_000), orin)
-    assert bound == "int8 tensor cores" and time_us == pytest.approx(1000 + report.LAUNCH_US)
+    assert bound == "tensor cores" and time_us == pytest.approx(1000 + report.LAUNCH_US)
 
 
 def test_facts_of_the_machine_code_are_what_the_toolkit_reads_in_it(tmp_path: Path):
@@ -172,3 +172,16 @@ def test_what_is_no_machine_code_is_refused(data: bytes):
 
     with pytest.raises((ValueError, struct.error)):
         gpu_module("cubin").cubin_facts(data)
+
+
+def test_a_step_reads_every_weight_and_every_cached_row_once():
+    steps, report = gpu_module("steps"), gpu_module("report")
+    three = steps.SHAPES[0]
+    assert three.layer_weights == 2048 * (16 + 2 + 2 + 16) * 128 + 3 * 2048 * 11008
+    step = steps.step_of(three, 1, 4096)
+    weights = 36 * three.layer_weights
+    cache = 36 * 4097 * 2 * 2 * 132
+    assert step.bytes_moved == weights // 2 + weights // 8 + cache + 151_936 * 2048 * 9 // 8
+    orin = next(device for device in report.DEVICES if device.bandwidth_gbps == 204.8)
+    launches_ms = step.launches * report.GRAPH_LAUNCH_US / 1e3
+    assert report.predicted_step_ms(step, orin) == pytest.approx(step.bytes_moved / 204.8e6 + launches_ms)

@@ -45,6 +45,6 @@ def _name_the_folder() -> None:
 def kernel_files() -> list[types.ModuleType]:
     """Every module of this folder that defines `variants`, except the table of them all, by name."""
     names = sorted(path.stem for path in FOLDER.glob("*.py"))
-    others = {"archive", "build", "compile", "cubin", "load", "report", "variant", "variants"}
+    others = {"archive", "build", "compile", "cubin", "load", "report", "steps", "variant", "variants"}
     modules = [gpu_module(name) for name in names if name not in others]
     return [module for module in modules if hasattr(module, "variants")]

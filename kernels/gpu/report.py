@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .archive import ArchivedKernel
+from .steps import Step, steps
 from .variant import Work
 
 REGISTERS, REGISTER_UNIT, WARPS_AT_ONCE = 65536, 256, 4
@@ -72,8 +73,15 @@ DEVICES = (
     Device("H200 SXM", 90, 132, 4800, 1979, 989, 67, "NVIDIA H200 data sheet"),
 )
 
-LAUNCH_US = 3.0
-"""What one launch takes at least, on top of the work; in a CUDA graph about half."""
+LAUNCH_US, GRAPH_LAUNCH_US = 3.0, 1.5
+"""What one launch takes at least, on top of the work; the second in a CUDA graph. Assumed, not measured."""
+
+# TensorRT-Edge-LLM 0.9.0, docs/source/user_guide/performance/performance-benchmarks.md; batch 1, a picture of about 349
+# visual tokens.
+PUBLISHED = (
+    ("Jetson AGX Orin 64 GB", "Qwen2.5-VL 7B, INT4 AWQ, EAGLE3", "260.9 ms prefill", "64.4 tokens/s"),
+    ("Jetson AGX Thor", "Qwen2.5-VL 7B, NVFP4, no speculation (0.7.1)", "31.0 ms prefill", "49.5 tokens/s"),
+)
 
 
 def occupancy(kernel: ArchivedKernel, sm: int) -> tuple[int, float]:
@@ -98,13 +106,22 @@ def predicted_us(work: Work, device: Device) -> tuple[float, str]:
         "fp16 tensor cores": work.fp16_tensor_ops / device.fp16_tflops / 1e6,
         "fp32 cores": work.fp32_ops / device.fp32_tflops / 1e6,
     }
+    # Attention's two kinds of product take turns on the same tensor cores.
+    times["tensor cores"] = times.pop("int8 tensor cores") + times.pop("fp16 tensor cores")
     bound = max(times, key=lambda name: times[name])
     return LAUNCH_US + times[bound], bound
 
 
+def predicted_step_ms(step: Step, device: Device) -> float:
+    """Time of a whole step by the roofline, in milliseconds, with the launches of a captured graph."""
+    parts_us = sum(predicted_us(part, device)[0] - LAUNCH_US for part in step.parts)
+    return (parts_us + step.launches * GRAPH_LAUNCH_US) / 1e3
+
+
 def report(compiled: Mapping[int, tuple[int, Sequence[ArchivedKernel]]], work: Sequence[Work]) -> str:
     """The whole page, as Markdown."""
-    return "\n".join([*_introduction(compiled), *_kernel_table(compiled), *_predictions(work)]) + "\n"
+    sections = (_introduction(compiled), _kernel_table(compiled), _predictions(work), _step_table())
+    return "\n".join(line for section in sections for line in section) + "\n"
 
 
 def _introduction(compiled: Mapping[int, tuple[int, Sequence[ArchivedKernel]]]) -> list[str]:
@@ -173,4 +190,33 @@ def _predictions(work: Sequence[Work]) -> list[str]:
         predictions = [predicted_us(one, device) for device in DEVICES]
         cells = " | ".join(f"{time_us:,.0f} ({bound})" for time_us, bound in predictions)
         lines.append(f"| `{one.variant}` | {one.case} | {one.bytes_moved / 1e6:,.2f} | {cells} |")
+    return lines
+
+
+def _step_table() -> list[str]:
+    lines = [
+        "",
+        "## Predicted steps of whole models",
+        "",
+        "Milliseconds: weights of 4 bits in blocks of 32, an 8-bit head and cache, float16 products, one "
+        f"captured graph with {GRAPH_LAUNCH_US:g} us for a launch. Memory and tensor cores at full rate, so a device takes longer.",
+        "",
+        "| step | MB moved | " + " | ".join(device.name for device in DEVICES) + " |",
+        "|---|---|" + "---|" * len(DEVICES),
+    ]
+    for step in steps():
+        cells = " | ".join(f"{predicted_step_ms(step, device):,.1f}" for device in DEVICES)
+        lines.append(f"| {step.name} | {step.bytes_moved / 1e6:,.0f} | {cells} |")
+    lines += [
+        "",
+        "Beside it, what others measured: TensorRT-Edge-LLM 0.9.0's documentation, batch 1, about 349 visual tokens:",
+        "",
+        "| device | model | prefill | decode |",
+        "|---|---|---|---|",
+    ]
+    lines += ["| " + " | ".join(row) + " |" for row in PUBLISHED]
+    lines += [
+        "",
+        "`streamo-edge bench gpu --json` on the device replaces these predictions.",
+    ]
     return lines
