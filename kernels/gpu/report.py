@@ -198,8 +198,8 @@ def _step_table() -> list[str]:
         "",
         "## Predicted steps of whole models",
         "",
-        "Milliseconds: weights of 4 bits in blocks of 32, an 8-bit head and cache, float16 products, one "
-        f"captured graph with {GRAPH_LAUNCH_US:g} us for a launch. Memory and tensor cores at full rate, so a device takes longer.",
+        "Milliseconds: weights of 4 bits in blocks of 32, an 8-bit head and cache, float16 products, "
+        f"{GRAPH_LAUNCH_US:g} us for a launch in a graph. Memory and tensor cores at full rate: a device takes longer.",
         "",
         "| step | MB moved | " + " | ".join(device.name for device in DEVICES) + " |",
         "|---|---|" + "---|" * len(DEVICES),
