@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from apps.cli import bench_day, bench_decoder, bench_kernels, bench_quantisation, console
+from apps.cli import bench_day, bench_decoder, bench_gpu, bench_kernels, bench_quantisation, console
 from apps.cli.bench_card import report
 from apps.cli.bundles import add_bundle, chosen_bundle
 from apps.cli.parsing import number, thread_count
@@ -17,6 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     _configure_turn(what.add_parser("turn", help="one second of a stream after 10, 30 and 120 of them"))
     bench_kernels.configure(what.add_parser("kernels", help="each native kernel beside what else could do its work"))
+    bench_gpu.configure(what.add_parser("gpu", help="each GPU kernel beside a copy on the same device"))
     bench_decoder.configure(what.add_parser("decoder", help="the times of a 3B or 7B, before any training"))
     bench_day.configure(what.add_parser("day", help="86,400 turns: memory, speed and quality by the hour"))
     bench_quantisation.configure(
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     return {
         "turn": _run_turn,
         "kernels": bench_kernels.run,
+        "gpu": bench_gpu.run,
         "decoder": bench_decoder.run,
         "day": bench_day.run,
         "quantisation": bench_quantisation.run,

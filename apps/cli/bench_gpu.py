@@ -1,0 +1,54 @@
+"""`streamo-edge bench gpu`: each GPU kernel beside what the same device needs for a copy."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from apps.cli import console
+from apps.cli.bench_card import report
+from apps.cli.parsing import number
+
+PARTS = ("copy", "matmul", "attention")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", type=number(int, at_least=0), default=0, metavar="N", help="of the GPU; default 0")
+    parser.add_argument(
+        "--only", type=_parts, default=list(PARTS), metavar="PART[,PART]", help=f"of {', '.join(PARTS)}; default all"
+    )
+    parser.add_argument("--small", action="store_true", help="little sizes: to see that everything runs")
+    parser.add_argument("--json", action="store_true", help="end with one JSON document")
+
+
+def _parts(text: str) -> list[str]:
+    parts = text.split(",")
+    if wrong := [part for part in parts if part not in PARTS]:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(PARTS)}, found {wrong[0]!r}")
+    return parts
+
+
+def run(args: argparse.Namespace) -> int:
+    from apps.bench import gpu
+
+    result = gpu.measure(args.only, device=args.device, small=args.small)
+    report(result, print_result, as_json=args.json)
+    return 0
+
+
+def print_result(result: dict[str, Any], file: Any) -> None:
+    """The device, and every kernel beside a copy."""
+    from apps.bench import gpu
+
+    facts = result["gpu"]
+    rows = [
+        (
+            "GPU",
+            f"{facts['name']}, compute capability {facts['sm'] / 10:.1f}, {facts['multiprocessors']} multiprocessors",
+        ),
+        ("driver", f"for CUDA {facts['driver_version']}"),
+        ("copy", f"{result['copy_gbps']:.0f} GB/s, read and written"),
+    ]
+    console.facts("GPU", rows, file)
+    if result["rows"]:
+        console.table("kernels, median of all rounds", gpu.HEADINGS, gpu.table_rows(result), file)
