@@ -211,7 +211,7 @@ def _sdpa_us(case: AttentionCase, copies: int, repeats: int) -> float | None:
         return None
     attend = torch.nn.functional.scaled_dot_product_attention
     rows = case.depth + case.new_tokens
-    half = {"dtype": torch.float16, "device": "cuda"}
+    half: dict[str, Any] = {"dtype": torch.float16, "device": "cuda"}
     query = torch.randn(1, case.query_heads, case.new_tokens, case.head_dim, **half)
     caches = [torch.randn(2, 1, case.kv_heads, rows, case.head_dim, **half) for _ in range(copies)]
     # New tokens see the cache and themselves up to their place.
