@@ -46,19 +46,22 @@ def turned_rows(qkv, rope_cos, rope_sin, row, here, part, head, heads, D: tl.con
 
 @triton.jit
 def window_attention(
-    qkv, rope_cos, rope_sin, blocks, output, heads, factor,
+    qkv, rope_cos, rope_sin, starts, output, heads, factor,
     D: tl.constexpr, HALF: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Grid (heads, blocks). qkv: (P, 3, heads, D); rope_cos, rope_sin: (P, D/2); output: (P, heads, D).
+    """Grid (heads, windows, blocks of the largest window). qkv: (P, 3, heads, D); rope_cos, rope_sin: (P, D/2); output:
+    (P, heads, D); starts: (windows + 1) int32.
 
-    blocks: (n, 4) int32: first row and rows (1 to BLOCK_M) of the block, first row and rows of its window.
     factor: the scores' scale times log2(e). Columns of values and output are done as LEFT + RIGHT: two powers of two
     need no padding at 80, and at most 64 columns keep each row's softmax inside a warp.
     """
-    head, block = tl.program_id(0), tl.program_id(1)
-    first, count = tl.load(blocks + block * 4), tl.load(blocks + block * 4 + 1)
-    keys_first, keys_count = tl.load(blocks + block * 4 + 2), tl.load(blocks + block * 4 + 3)
+    head, window, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    keys_first = tl.load(starts + window)
+    keys_count = tl.load(starts + window + 1) - keys_first
+    first, count = keys_first + block * BLOCK_M, keys_count - block * BLOCK_M
+    if count <= 0:
+        return
     m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     d, e = tl.arange(0, LEFT), LEFT + tl.arange(0, RIGHT)
     query_low, query_high, query_scale = turned_rows(
@@ -99,7 +102,7 @@ def window_attention(
 
 
 SIGNATURE = {
-    "qkv": "*fp32", "rope_cos": "*fp32", "rope_sin": "*fp32", "blocks": "*i32", "output": "*fp32", "heads": "i32",
+    "qkv": "*fp32", "rope_cos": "*fp32", "rope_sin": "*fp32", "starts": "*i32", "output": "*fp32", "heads": "i32",
     "factor": "fp32",
 }  # fmt: skip
 

@@ -33,6 +33,8 @@ streamo_status refuse_missing(const NamedPointer (&pointers)[Count]) {
   return STREAMO_OK;
 }
 
+}  // namespace
+
 streamo_status validate_sizes(const streamo_attention& a) {
   if (a.query_heads < 1 || a.kv_heads < 1 || a.query_heads % a.kv_heads != 0) {
     return refuse(STREAMO_BAD_ARGUMENT, "query_heads must be a positive multiple of kv_heads, found %d and %d",
@@ -64,6 +66,8 @@ streamo_status validate_sizes(const streamo_attention& a) {
   }
   return STREAMO_OK;
 }
+
+namespace {
 
 streamo_status validate_pointers(const streamo_attention& a) {
   if (const streamo_status status = refuse_missing({{a.qkv, "qkv"},
@@ -125,6 +129,13 @@ class NamedRows {
   uint64_t* words_;
 };
 
+}  // namespace
+
+streamo_status validate_layout(const streamo_attention& arguments) {
+  if (const streamo_status status = validate_sizes(arguments)) return status;
+  return validate_pointers(arguments);
+}
+
 streamo_status validate_rows(const streamo_attention& a) {
   NamedRows named(a.capacity);
   for (int32_t i = 0; i < a.span_count; ++i) {
@@ -158,12 +169,9 @@ streamo_status validate_rows(const streamo_attention& a) {
   return STREAMO_OK;
 }
 
-}  // namespace
-
 streamo_status validate(const streamo_attention* arguments) {
   if (arguments == nullptr) return refuse(STREAMO_BAD_ARGUMENT, "arguments must not be NULL");
-  if (const streamo_status status = validate_sizes(*arguments)) return status;
-  if (const streamo_status status = validate_pointers(*arguments)) return status;
+  if (const streamo_status status = validate_layout(*arguments)) return status;
   return validate_rows(*arguments);
 }
 
