@@ -25,7 +25,8 @@ import triton.language as tl
 
 from .variant import Variant, Work
 
-TILE_ROWS: tl.constexpr = tl.constexpr(64)
+TILE_ROWS = 64
+"""Most rows of a tile; `kTileRows` of kernels/src/gpu/attention_table.h."""
 LOWEST: tl.constexpr = tl.constexpr(-1.0e30)
 """The maximum of a row that has seen nothing: finite, so that no difference is NaN."""
 HEADROOM: tl.constexpr = tl.constexpr(14.0)
@@ -184,7 +185,8 @@ def attend_int8(
     keys, values, key_scales, value_scales, slot_cos, slot_sin,
     header, tiles, new_slots, partial_sums, partial_maximum, partial_total, output, value_bias,
     rows, group, new_tokens, capacity, run_count, least_tiles, has_bias,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, OFFSET: tl.constexpr,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr,
+    OFFSET: tl.constexpr,
 ):  # fmt: skip
     """Grid (Hkv, ceil(T G / BLOCK_M), splits). What only OFFSET reads may be null without it."""
     head, block, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -194,7 +196,7 @@ def attend_int8(
     token = row // group
     seen = tl.minimum(block * BLOCK_M + BLOCK_M - 1, rows - 1) // group + 1  # new tokens that the last row sees
     cached = tl.load(header)
-    begin, end = shares(cached, (seen + TILE_ROWS - 1) // TILE_ROWS, split, splits, least_tiles)
+    begin, end = shares(cached, (seen + TILE - 1) // TILE, split, splits, least_tiles)
     first_row = head.to(tl.int64) * capacity
     keys += first_row * D
     values = values.to(tl.pointer_type(tl.int32)) + first_row * (D // 4)
@@ -204,7 +206,7 @@ def attend_int8(
     maximum = tl.full((BLOCK_M,), LOWEST, tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     sums = tl.zeros((BLOCK_M, D), tl.float32)
-    parts: tl.constexpr = TILE_ROWS // BLOCK_N
+    parts: tl.constexpr = TILE // BLOCK_N
 
     tile, last = begin, tl.minimum(end, cached)
     while tile < last:
@@ -277,7 +279,8 @@ def attend_f32(
     queries, keys, values,
     header, tiles, new_slots, partial_sums, partial_maximum, partial_total, output,
     rows, group, new_tokens, capacity, run_count, least_tiles,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """As `attend_int8` for a float cache, which holds the values' bias. Products are as exact as float32: PRECISION is
     tf32x3, three tensor-core products for one."""
@@ -288,7 +291,7 @@ def attend_f32(
     token = row // group
     seen = tl.minimum(block * BLOCK_M + BLOCK_M - 1, rows - 1) // group + 1
     cached = tl.load(header)
-    begin, end = shares(cached, (seen + TILE_ROWS - 1) // TILE_ROWS, split, splits, least_tiles)
+    begin, end = shares(cached, (seen + TILE - 1) // TILE, split, splits, least_tiles)
     first_row = head.to(tl.int64) * capacity
     keys += first_row * D
     values += first_row * D
@@ -296,7 +299,7 @@ def attend_f32(
     maximum = tl.full((BLOCK_M,), LOWEST, tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     sums = tl.zeros((BLOCK_M, D), tl.float32)
-    parts: tl.constexpr = TILE_ROWS // BLOCK_N
+    parts: tl.constexpr = TILE // BLOCK_N
 
     tile, last = begin, tl.minimum(end, cached)
     while tile < last:
@@ -350,14 +353,14 @@ def variants() -> list[Variant]:
         # Three tiles under way hide the memory's latency with one program on a multiprocessor; 128 rows read the cache
         # from the L2 half as often as 64, and with D = 128 keep each row's softmax inside a warp.
         for rows, warps in ((16, 4), (128, 8)):
-            sizes = {"D": width, "BLOCK_M": rows, "BLOCK_N": 64, "OFFSET": False}
+            sizes = {"D": width, "BLOCK_M": rows, "BLOCK_N": 64, "TILE": TILE_ROWS, "OFFSET": False}
             found.append(Variant(f"attend_int8_d{width}_m{rows}", attend_int8, INT8_SIGNATURE, sizes, warps, 3))
         # With an offset the queries are five operands, and a cached row is 4 times as many bytes: smaller blocks, or
         # there would be neither registers nor the 99 KB of shared memory that sm_86 and sm_120 have.
         for rows, warps in ((16, 4), (32, 8)):
-            sizes = {"D": width, "BLOCK_M": rows, "BLOCK_N": 32, "OFFSET": True}
+            sizes = {"D": width, "BLOCK_M": rows, "BLOCK_N": 32, "TILE": TILE_ROWS, "OFFSET": True}
             found.append(Variant(f"attend_int8_offset_d{width}_m{rows}", attend_int8, INT8_SIGNATURE, sizes, warps, 2))
         for rows, warps in ((16, 4), (32, 8)):
-            sizes = {"D": width, "BLOCK_M": rows, "BLOCK_N": 32, "PRECISION": "tf32x3"}
+            sizes = {"D": width, "BLOCK_M": rows, "BLOCK_N": 32, "TILE": TILE_ROWS, "PRECISION": "tf32x3"}
             found.append(Variant(f"attend_f32_d{width}_m{rows}", attend_f32, F32_SIGNATURE, sizes, warps, 2))
     return found
