@@ -1,9 +1,9 @@
 """The new tokens of an attention call: bias, rotation, offset removal, quantisation, and their rows of the caches.
 
 Owns what a cache row holds, bit for bit as the CPU kernels write it, and what a query is for each run. The queries of
-every run go to the workspace, so that attention over cached rows turns nothing: with G query heads for each KV head, row
-t G + g of KV head h is head h G + g of token t, and the queries of run r lie at (r, h, row). Run R, one past the last, is
-not turned further; the new tokens attend to each other with it.
+every run go to the workspace, so that attention over cached rows turns nothing: with G query heads for each KV head,
+row t G + g of KV head h is head h G + g of token t, and the queries of run r lie at (r, h, row). Run R, one past the
+last, is not turned further; the new tokens attend to each other with it.
 
 Exactness: sums and products are rounded one by one (the compiler fuses none by itself), and codes come from true
 divisions, so cached codes and scales equal those of the CPU kernels in every bit.
@@ -265,5 +265,7 @@ def work() -> list[Work]:
         read = tokens * (20 * 128 * 4 + 128 * 4)
         written = tokens * (2 * 2 * (128 + 4) + 3 * 16 * (128 + 4))
         case = f"3B, {tokens} new, 2 runs"
-        found.append(Work(name, case, read + written, fp32_ops=3 * tokens * 16 * 128 * 8, programs=-(-tokens // 16) * 60))
+        found.append(
+            Work(name, case, read + written, fp32_ops=3 * tokens * 16 * 128 * 8, programs=-(-tokens // 16) * 60)
+        )
     return found

@@ -5,12 +5,12 @@ rows of a turn. The cache is read in place, each row once for each KV head and b
 
 What is where:
   - query rows as `append.py` leaves them; run R is that of the new tokens.
-  - tiles (n, 4) int32: first row of the cache, rows (1 to 64), run, and the index behind the last tile of that run; tiles
-    of one run lie together, so queries are loaded once a run. header[0] on the device is n: grids do not depend on the
-    depth of the cache. The new tokens are tiles too, behind the others, their rows named by `new_slots`.
-  - split s of a row block takes an even share of its tiles. Its sums, not divided yet, go to the workspace (splits, Hkv,
-    T G, D) with each row's maximum and sum; `merge.py` joins them. A split that got no tile leaves a sum of 0. With one
-    split the output is written here.
+  - tiles (n, 4) int32: first row of the cache, rows (1 to 64), run, and the index behind the last tile of that run;
+    tiles of one run lie together, so queries are loaded once a run. header[0] on the device is n: grids do not depend
+    on the depth of the cache. The new tokens are tiles too, behind the others, their rows named by `new_slots`.
+  - split s of a row block takes an even share of its tiles. Its sums, not divided yet, go to the workspace (splits,
+    Hkv, T G, D) with each row's maximum and total weight; `merge.py` joins them. A split that got no tile leaves a
+    total of 0. With one split the output is written here.
 
 Weights keep their tail: in powers of two, a row's weights are 2^(score + e - maximum + 14), where e is the exponent of
 the value row's scale and the maximum is over score + e. So what multiplies the value codes is at most 2^15 in float16,
@@ -78,8 +78,8 @@ def low_half(words):
 def add_tile(scores, mantissa, inverse, values, maximum, total, sums):
     """One tile into the running softmax.
 
-    scores: (M, N) in powers of two, the value scales' exponents in them, -inf where not visible; mantissa, inverse: (N,)
-    of the value scales; values: (N, D) float16; maximum, total: (M,); sums: (M, D).
+    scores: (M, N) in powers of two, the value scales' exponents in them, -inf where not visible; mantissa, inverse:
+    (N,) of the value scales; values: (N, D) float16; maximum, total: (M,); sums: (M, D).
     """
     new_maximum = tl.maximum(maximum, tl.max(scores, 1))
     keep = tl.exp2(maximum - new_maximum)
@@ -250,89 +250,6 @@ def attend_int8(
     )  # fmt: skip
 
 
-@triton.jit
-def attend_to_float_slots(
-    queries, slot, here, visible, keys, values, maximum, total, sums, D: tl.constexpr, PRECISION: tl.constexpr
-):
-    """As `attend_to_slots` for a float cache."""
-    rows = slot[:, None] * D + tl.arange(0, D)[None, :]
-    key = tl.load(keys + rows, here[:, None], other=0.0)
-    value = tl.load(values + rows, here[:, None], other=0.0)
-    scores = tl.dot(queries, tl.trans(key), input_precision=PRECISION)
-    scores = tl.where(visible, scores, float("-inf"))
-    new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-    keep = tl.exp2(maximum - new_maximum)
-    weights = tl.exp2(scores - new_maximum[:, None])
-    total = tl.fma(total, keep, tl.sum(weights, 1))
-    sums = tl.dot(weights, value, sums * keep[:, None], input_precision=PRECISION)
-    return new_maximum, total, sums
-
-
-@triton.jit
-def load_float_queries(queries, at, row, rows, D: tl.constexpr):
-    offsets = at * D + row[:, None] * D + tl.arange(0, D)[None, :]
-    return tl.load(queries + offsets, (row < rows)[:, None], other=0.0)
-
-
-@triton.jit
-def attend_f32(
-    queries, keys, values,
-    header, tiles, new_slots, partial_sums, partial_maximum, partial_total, output,
-    rows, group, new_tokens, capacity, run_count, least_tiles,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """As `attend_int8` for a float cache, which holds the values' bias. Products are as exact as float32: PRECISION is
-    tf32x3, three tensor-core products for one."""
-    head, block, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    kv_heads, splits = tl.num_programs(0), tl.num_programs(2)
-    row = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.arange(0, BLOCK_N)
-    token = row // group
-    seen = tl.minimum(block * BLOCK_M + BLOCK_M - 1, rows - 1) // group + 1
-    cached = tl.load(header)
-    begin, end = shares(cached, (seen + TILE - 1) // TILE, split, splits, least_tiles)
-    first_row = head.to(tl.int64) * capacity
-    keys += first_row * D
-    values += first_row * D
-
-    maximum = tl.full((BLOCK_M,), LOWEST, tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    sums = tl.zeros((BLOCK_M, D), tl.float32)
-    parts: tl.constexpr = TILE // BLOCK_N
-
-    tile, last = begin, tl.minimum(end, cached)
-    while tile < last:
-        run = tl.load(tiles + tile * 4 + 2)
-        stop = tl.minimum(tl.load(tiles + tile * 4 + 3), last)
-        query = load_float_queries(queries, (run * kv_heads + head).to(tl.int64) * rows, row, rows, D)
-        first, count = tl.load(tiles + tile * 4), tl.load(tiles + tile * 4 + 1)
-        for part in range(tile * parts, stop * parts):
-            behind = part % parts * BLOCK_N + n
-            here = behind < count
-            base = first.to(tl.int64) * D
-            maximum, total, sums = attend_to_float_slots(
-                query, behind, here, here[None, :], keys + base, values + base, maximum, total, sums, D, PRECISION
-            )
-            first, count = tl.load(tiles + (part + 1) // parts * 4), tl.load(tiles + (part + 1) // parts * 4 + 1)
-        tile = stop
-
-    if end > cached:
-        query = load_float_queries(queries, (run_count * kv_heads + head).to(tl.int64) * rows, row, rows, D)
-        for part in tl.range(tl.maximum(begin - cached, 0) * parts, (end - cached) * parts, num_stages=1):
-            index = part * BLOCK_N + n
-            here = index < new_tokens
-            slot = tl.load(new_slots + index, here, other=0).to(tl.int64)
-            maximum, total, sums = attend_to_float_slots(
-                query, slot, here, index[None, :] <= token[:, None], keys, values, maximum, total, sums, D, PRECISION
-            )
-
-    write_sums(
-        partial_sums, partial_maximum, partial_total, output, output, 0, maximum, total, sums,
-        end > begin, head, kv_heads, split, splits, row, rows, group, D,
-    )  # fmt: skip
-
-
 TABLE = {"header": "*i32", "tiles": "*i32", "new_slots": "*i32"}
 PARTS = {"partial_sums": "*fp32", "partial_maximum": "*fp32", "partial_total": "*fp32", "output": "*fp32"}
 SIZES = {name: "i32" for name in ("rows", "group", "new_tokens", "capacity", "run_count", "least_tiles")}
@@ -343,7 +260,6 @@ INT8_SIGNATURE = {
     "slot_cos": "*fp32", "slot_sin": "*fp32",
     **TABLE, **PARTS, "value_bias": "*fp32", **SIZES, "has_bias": "i32",
 }  # fmt: skip
-F32_SIGNATURE = {"queries": "*fp32", "keys": "*fp32", "values": "*fp32", **TABLE, **PARTS, **SIZES}
 
 
 def variants() -> list[Variant]:
@@ -360,7 +276,22 @@ def variants() -> list[Variant]:
         for rows, warps in ((16, 4), (32, 8)):
             sizes = {"D": width, "BLOCK_M": rows, "BLOCK_N": 32, "TILE": TILE_ROWS, "OFFSET": True}
             found.append(Variant(f"attend_int8_offset_d{width}_m{rows}", attend_int8, INT8_SIGNATURE, sizes, warps, 2))
-        for rows, warps in ((16, 4), (32, 8)):
-            sizes = {"D": width, "BLOCK_M": rows, "BLOCK_N": 32, "TILE": TILE_ROWS, "PRECISION": "tf32x3"}
-            found.append(Variant(f"attend_f32_d{width}_m{rows}", attend_f32, F32_SIGNATURE, sizes, warps, 2))
+    return found
+
+
+def work() -> list[Work]:
+    """A layer of 3B (16 and 2 heads of 128) and of 7B (28 and 4). A cached row is read once for each KV head: 128 codes
+    of a key and of a value, and their scales; in an append by each block of 128 query rows, then from the L2."""
+    found = []
+    for model, kv_heads, group in (("3B", 2, 8), ("7B", 4, 7)):
+        for depth in (4096, 16384, 65536):
+            traffic = depth * kv_heads * (2 * 128 + 8)
+            products = 2 * depth * kv_heads * 16 * 128
+            found.append(
+                Work("attend_int8_d128_m16", f"{model}, 1 token at depth {depth:,}", traffic, products, products)
+            )
+        rows = -(-144 * group // 128) * 128
+        traffic = 16384 * kv_heads * (2 * 128 + 8) + 144 * group * kv_heads * 128 * (1 + 4)
+        products = 2 * (16384 + 72) * kv_heads * rows * 128
+        found.append(Work("attend_int8_d128_m128", f"{model}, 144 tokens at depth 16,384", traffic, products, products))
     return found

@@ -1,6 +1,6 @@
-"""Joins the splits of an attention call: one program for each query row, splits in a fixed order, the values' bias added.
+"""Joins the splits of an attention call, in a fixed order, and adds the values' bias: one program for each query row.
 
-Owns nothing of the cache; the layout of the parts is said in `attend.py`. No atomics: the same parts give the same bits.
+Owns nothing of the cache; the parts' layout is said in `attend.py`. No atomics: the same parts give the same bits.
 """
 
 from __future__ import annotations
@@ -59,9 +59,22 @@ SIGNATURE = {
 
 
 def variants() -> list[Variant]:
-    """4 splits at a time for appends, which have few, and 32 for decode steps, which may have one for each processor."""
+    """4 splits at a time for appends, which have few; 32 for decode steps, which may have one for each processor."""
     return [
         Variant(f"merge_d{width}_s{splits}", merge, SIGNATURE, {"D": width, "BLOCK_S": splits}, warps)
         for width in (64, 128)
         for splits, warps in ((4, 1), (32, 4))
+    ]
+
+
+def work() -> list[Work]:
+    """3B, one token, as many splits as an H200 gets: 132."""
+    return [
+        Work(
+            "merge_d128_s32",
+            "3B, 1 token, 132 splits",
+            132 * 16 * (128 + 2) * 4,
+            fp32_ops=132 * 16 * 128 * 2,
+            programs=16,
+        )
     ]

@@ -98,7 +98,7 @@ STREAMO_API streamo_status streamo_gpu_launch(streamo_gpu* gpu, const char* kern
 
 /* Append T tokens to the cache and attend over it: `streamo_attention`, to the letter. In its struct `new_slots` and
  * `spans` are on the host; they say the sizes and, without a `table`, what to read. All other pointers are on the
- * device, the caches with their scales, angles, runs and output included.
+ * device, the caches with their scales, angles, runs and output included. head_dim is 64 or 128.
  *
  * The table is `new_slots` and `spans` in the form the kernels read, on the device. Made once, it serves the layers of
  * a step; with one that the caller rewrites in place, a step captured in a graph can be repeated: grids depend on T, on
@@ -120,8 +120,8 @@ STREAMO_API streamo_status streamo_gpu_attention_run(streamo_gpu* gpu, const str
                                                      const void* table, int32_t most_spans, void* workspace,
                                                      size_t workspace_bytes, void* stream);
 
-/* Attention inside windows: `streamo_window_attention`. `window_starts` is on the host; `device_starts` is the same on
- * the device, or NULL: then this call sends it to the workspace. */
+/* Attention inside windows: `streamo_window_attention`, with a head_dim of 32, 64, 80 or 128. `window_starts` is on the
+ * host; `device_starts` is the same on the device, or NULL: then this call sends it to the workspace. */
 STREAMO_API streamo_status streamo_gpu_window_attention_workspace(streamo_gpu* gpu,
                                                                   const streamo_window_attention* arguments,
                                                                   size_t* bytes);
