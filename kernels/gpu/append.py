@@ -5,8 +5,8 @@ every run go to the workspace, so that attention over cached rows turns nothing:
 row t G + g of KV head h is head h G + g of token t, and the queries of run r lie at (r, h, row). Run R, one past the
 last, is not turned further; the new tokens attend to each other with it.
 
-Exactness: sums and products are rounded one by one (the compiler fuses none by itself), and codes come from true
-divisions, so cached codes and scales equal those of the CPU kernels in every bit.
+Exactness: sums and products are rounded one by one (the variants forbid the compiler to fuse them), and codes come from
+true divisions, so cached codes and scales equal those of the CPU kernels in every bit.
 """
 
 from __future__ import annotations
@@ -251,9 +251,18 @@ def variants() -> list[Variant]:
             sizes = {"D": width, "BLOCK_T": tokens}
             suffix = f"d{width}_t{tokens}"
             found += [
-                Variant(f"append_int8_{suffix}", append_int8, INT8_SIGNATURE, {**sizes, "OFFSET": False}, warps),
-                Variant(f"append_int8_offset_{suffix}", append_int8, INT8_SIGNATURE, {**sizes, "OFFSET": True}, warps),
-                Variant(f"append_f32_{suffix}", append_f32, F32_SIGNATURE, sizes, warps),
+                Variant(
+                    f"append_int8_{suffix}", append_int8, INT8_SIGNATURE, {**sizes, "OFFSET": False}, warps, fuse=False
+                ),
+                Variant(
+                    f"append_int8_offset_{suffix}",
+                    append_int8,
+                    INT8_SIGNATURE,
+                    {**sizes, "OFFSET": True},
+                    warps,
+                    fuse=False,
+                ),
+                Variant(f"append_f32_{suffix}", append_f32, F32_SIGNATURE, sizes, warps, fuse=False),
             ]
     return found
 

@@ -263,19 +263,26 @@ INT8_SIGNATURE = {
 
 
 def variants() -> list[Variant]:
-    """16 rows for a decode step, more for the rows of a turn."""
+    """16 rows for a decode step, more for the rows of a turn. Nothing is fused but what `tl.fma` says, so the
+    interpreter computes what a device does, up to the order inside a product."""
     found = []
     for width in (64, 128):
         # Three tiles under way hide the memory's latency with one program on a multiprocessor; 128 rows read the cache
         # from the L2 half as often as 64, and with D = 128 keep each row's softmax inside a warp.
         for rows, warps in ((16, 4), (128, 8)):
             sizes = {"D": width, "BLOCK_M": rows, "BLOCK_N": 64, "TILE": TILE_ROWS, "OFFSET": False}
-            found.append(Variant(f"attend_int8_d{width}_m{rows}", attend_int8, INT8_SIGNATURE, sizes, warps, 3))
+            found.append(
+                Variant(f"attend_int8_d{width}_m{rows}", attend_int8, INT8_SIGNATURE, sizes, warps, 3, fuse=False)
+            )
         # With an offset the queries are five operands, and a cached row is 4 times as many bytes: smaller blocks, or
         # there would be neither registers nor the 99 KB of shared memory that sm_86 and sm_120 have.
         for rows, warps in ((16, 4), (32, 8)):
             sizes = {"D": width, "BLOCK_M": rows, "BLOCK_N": 32, "TILE": TILE_ROWS, "OFFSET": True}
-            found.append(Variant(f"attend_int8_offset_d{width}_m{rows}", attend_int8, INT8_SIGNATURE, sizes, warps, 2))
+            found.append(
+                Variant(
+                    f"attend_int8_offset_d{width}_m{rows}", attend_int8, INT8_SIGNATURE, sizes, warps, 2, fuse=False
+                )
+            )
     return found
 
 

@@ -104,5 +104,7 @@ def variants() -> list[Variant]:
     for width in (64, 128):
         for rows, warps in ((16, 4), (32, 8)):
             sizes = {"D": width, "BLOCK_M": rows, "BLOCK_N": 32, "TILE": TILE_ROWS, "PRECISION": "tf32x3"}
-            found.append(Variant(f"attend_f32_d{width}_m{rows}", attend_f32, F32_SIGNATURE, sizes, warps, 2))
+            found.append(
+                Variant(f"attend_f32_d{width}_m{rows}", attend_f32, F32_SIGNATURE, sizes, warps, 2, fuse=False)
+            )
     return found

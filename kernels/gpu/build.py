@@ -71,7 +71,11 @@ def compile_kernel(task: Task) -> tuple[ArchivedKernel, int]:
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned_arguments},
     )
     cuda_version = _choose_assembler(triton, task.sm)
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    options = {
+        "num_warps": variant.num_warps,
+        "num_stages": variant.num_stages,
+        "enable_fp_fusion": variant.fuse,
+    }
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", task.sm, 32), options=options)
     except Exception as error:  # noqa: BLE001 - Triton raises of every kind
@@ -134,7 +138,7 @@ def _start_worker() -> None:
     settings = {
         "TRITON_INTERPRET": "0",
         "TRITON_DISABLE_LINE_INFO": "1",  # or the file's path would be inside
-        "TRITON_DEFAULT_FP_FUSION": "1",  # a product and a sum are one instruction
+        "TRITON_DEFAULT_FP_FUSION": "1",  # each variant says so for itself
     }
     os.environ.update(settings)
 

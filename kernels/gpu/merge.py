@@ -61,7 +61,7 @@ SIGNATURE = {
 def variants() -> list[Variant]:
     """4 splits at a time for appends, which have few; 32 for decode steps, which may have one for each processor."""
     return [
-        Variant(f"merge_d{width}_s{splits}", merge, SIGNATURE, {"D": width, "BLOCK_S": splits}, warps)
+        Variant(f"merge_d{width}_s{splits}", merge, SIGNATURE, {"D": width, "BLOCK_S": splits}, warps, fuse=False)
         for width in (64, 128)
         for splits, warps in ((4, 1), (32, 4))
     ]

@@ -84,7 +84,9 @@ def window_attention(
         exponent, inverse = exponent_above(largest)
         scores = tl.dot(query_low, tl.trans(key_low))
         scores = tl.dot(query_high, tl.trans(key_high), scores) * query_scale[:, None]
-        scores = scores * key_scale[None, :] + exponent[None, :]
+        scores = tl.fma(
+            scores, tl.broadcast_to(key_scale[None, :], scores.shape), tl.broadcast_to(exponent[None, :], scores.shape)
+        )
         scores = tl.where(here[None, :], scores, float("-inf"))
         new_maximum = tl.maximum(maximum, tl.max(scores, 1))
         keep = tl.exp2(maximum - new_maximum)
@@ -115,7 +117,7 @@ def variants() -> list[Variant]:
     for width, left in ((32, 16), (64, 32), (80, 64), (128, 64)):
         half = max(16, triton.next_power_of_2(width // 2))
         sizes = {"D": width, "HALF": half, "LEFT": left, "RIGHT": width - left, "BLOCK_M": 64, "BLOCK_N": 32}
-        found.append(Variant(f"window_attention_d{width}", window_attention, SIGNATURE, sizes, 4, 1))
+        found.append(Variant(f"window_attention_d{width}", window_attention, SIGNATURE, sizes, 4, 1, fuse=False))
     return found
 
 
