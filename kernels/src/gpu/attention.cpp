@@ -210,6 +210,9 @@ streamo_status validate_call(const streamo_attention* arguments, const void* tab
   return validate_layout(without_rows);
 }
 
+// Without a table of the caller's. It goes where only this call's stream looks, the workspace, in the stream's order: the
+// kernels of the call before have read theirs, and those of other streams have other workspaces. `upload` is done with
+// the host's memory when it returns, so the next call may write there.
 streamo_status send_table(streamo_gpu* gpu, const streamo_attention& a, const TableSize& size, int32_t* device,
                           void* stream) {
   thread_local Scratch scratch;
