@@ -32,14 +32,15 @@ LOWEST: tl.constexpr = tl.constexpr(-1.0e30)
 HEADROOM: tl.constexpr = tl.constexpr(14.0)
 ZERO_EXPONENT: tl.constexpr = tl.constexpr(-8)
 """Stands for the exponent of a value row of zeros, which has none: near those of real rows, so that neither drowns."""
+LEAST_EXPONENT: tl.constexpr = tl.constexpr(-96)
+"""Keeps what takes an exponent out of a sum again within float32, however small the values are."""
 
 
 @triton.jit
 def split_scale(scale):
     """A scale as mantissa times power of two: exponent (float), mantissa, 2^-exponent; by bits, so it costs little."""
     biased = scale.to(tl.int32, bitcast=True) >> 23
-    normal = biased > 0
-    exponent = tl.where(normal, biased - 127, ZERO_EXPONENT)
+    exponent = tl.where(biased > 0, tl.maximum(biased - 127, LEAST_EXPONENT), ZERO_EXPONENT)
     inverse = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
     return exponent.to(tl.float32), scale * inverse, inverse
 

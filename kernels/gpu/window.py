@@ -19,8 +19,9 @@ HEADROOM: tl.constexpr = tl.constexpr(14.0)
 
 @triton.jit
 def exponent_above(largest):
-    """Of the least power of two above `largest` (float), and that power's inverse; 0 and numbers near it take -126."""
-    exponent = tl.minimum(tl.maximum((largest.to(tl.int32, bitcast=True) >> 23) - 126, -126), 126)
+    """Of the least power of two above `largest` (float), and that power's inverse; 0 and what is below 2^-96 take 0."""
+    biased = largest.to(tl.int32, bitcast=True) >> 23
+    exponent = tl.where(biased > 30, tl.minimum(biased - 126, 126), 0)
     return exponent.to(tl.float32), ((127 - exponent) << 23).to(tl.float32, bitcast=True)
 
 
