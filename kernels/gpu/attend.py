@@ -277,7 +277,7 @@ def variants() -> list[Variant]:
             )
         # With an offset the queries are five operands, and a cached row is 4 times as many bytes: smaller blocks, or
         # there would be neither registers nor the 99 KB of shared memory that sm_86 and sm_120 have.
-        for rows, warps in ((16, 4), (32, 8)):
+        for rows, warps in ((16, width // 16), (32, 8)):
             sizes = {"D": width, "BLOCK_M": rows, "BLOCK_N": 32, "TILE": TILE_ROWS, "OFFSET": True}
             found.append(
                 Variant(
