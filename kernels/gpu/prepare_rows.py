@@ -52,9 +52,10 @@ def rows_by_row(input, output, scales, inputs, stride, pitch, COLUMNS: tl.conste
     finite = bits < INFINITY_BITS
     tl.store(scales + row, tl.where(finite, scale, float("nan")))
     target = output + row.to(tl.int64) * pitch
+    filled = tl.where(finite, inputs, 0)
     for start in range(0, pitch, COLUMNS):
         at = start + column
-        x = tl.load(source + at, (at < inputs) & finite, other=0.0)
+        x = tl.load(source + at, at < filled, other=0.0)
         tl.store(target + at, (x * inverse).to(tl.float16), at < pitch)
 
 

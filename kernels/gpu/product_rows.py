@@ -59,10 +59,10 @@ def words_of(program, quads, BITS: tl.constexpr, GATED: tl.constexpr, COLUMNS: t
 
 
 @triton.jit
-def gate(total, bias, column, outputs, has_bias, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def gate(total, bias, column, outputs, bias_width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """silu(gate) * up of a tile's sums, and the output's columns."""
     half: tl.constexpr = COLUMNS // 2
-    total += tl.load(bias + column, has_bias != 0, other=0.0)[None]
+    total += tl.load(bias + column, column < bias_width, other=0.0)[None]
     gates, ups = tl.split(tl.permute(tl.reshape(total, (ROWS, 2, half)), (0, 2, 1)))
     columns, _ = tl.split(tl.permute(tl.reshape(column, (2, half)), (1, 0)))
     return silu(gates) * ups, columns
@@ -71,7 +71,7 @@ def gate(total, bias, column, outputs, has_bias, ROWS: tl.constexpr, COLUMNS: tl
 @triton.jit
 def product_rows(
     input, input_scales, codes, scales, sums, bias, rows, pitch, outputs, quads, tiles, tiles_of_block, scale_stride,
-    tiles_each, sums_stride, has_bias,
+    tiles_each, sums_stride, bias_width,
     BITS: tl.constexpr, BY_BLOCK: tl.constexpr, GATED: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -118,7 +118,7 @@ def product_rows(
         total *= tl.load(input_scales + row, row_live, other=0.0)[:, None]
     if GATED:
         column = tl.where(live, column, 0)
-        total, column = gate(total, bias, column, outputs, has_bias, ROWS, COLUMNS)
+        total, column = gate(total, bias, column, outputs, bias_width, ROWS, COLUMNS)
         live, _ = tl.split(tl.permute(tl.reshape(live, (2, COLUMNS // 2)), (1, 0)))
     sums += (tl.program_id(2).to(tl.int64) * rows + first_row) * sums_stride
     tl.store(sums + (row[:, None] * sums_stride + column[None]), total, row_live[:, None] & live[None])
@@ -127,7 +127,7 @@ def product_rows(
 SIGNATURE = {
     "input": "*fp16", "input_scales": "*fp32", "codes": "*i32", "scales": "*fp32", "sums": "*fp32", "bias": "*fp32",
     "rows": "i32", "pitch": "i32", "outputs": "i32", "quads": "i32", "tiles": "i32", "tiles_of_block": "i32",
-    "scale_stride": "i32", "tiles_each": "i32", "sums_stride": "i32", "has_bias": "i32",
+    "scale_stride": "i32", "tiles_each": "i32", "sums_stride": "i32", "bias_width": "i32",
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ namespace streamo::gpu {
 namespace {
 
 // Of product_row.py.
-constexpr int32_t kSegment = 32, kRowWords = 32, kRowSegments = 16 * 16 * 2 / 64;
+constexpr int32_t kSegment = 32, kRowWords = 32, kRowSegments = 8;
 // Of product_rows.py and product_any.py.
 constexpr int32_t kColumns = 128, kFewRows = 16, kManyRows = 64, kAnyColumns = 64, kAnyTile = 16;
 // Of finish.py and prepare_rows.py.
@@ -162,7 +162,7 @@ streamo_status multiply_rows(streamo_gpu* gpu, const Plan& plan, const Pieces& p
   const int32_t stride = plan.gate_in_place ? static_cast<int32_t>(call.output_stride) : weights.outputs;
   return launch(gpu, name, plan.grid, stream, pieces.rows, pieces.row_scales, weights.codes, weights.scales, sums,
                 call.bias, call.rows, plan.pitch, weights.outputs, quads, plan.tiles, weights.block / plan.tile,
-                plan.scale_stride, plan.tiles_each, stride, int32_t{call.bias != nullptr});
+                plan.scale_stride, plan.tiles_each, stride, call.bias == nullptr ? 0 : weights.outputs);
 }
 
 streamo_status multiply_any(streamo_gpu* gpu, const Plan& plan, const Pieces& pieces,
@@ -180,7 +180,7 @@ streamo_status finish(streamo_gpu* gpu, const Plan& plan, const Pieces& pieces, 
   const Grid grid{static_cast<uint32_t>(ceil_div(width, kFinishColumns)), static_cast<uint32_t>(call.rows)};
   return launch(gpu, weights.gated ? "finish_gated" : "finish", grid, stream, pieces.sums, call.bias, call.residual,
                 call.output, call.rows, weights.outputs, plan.splits, call.output_stride,
-                int32_t{call.bias != nullptr}, int32_t{call.residual != nullptr});
+                call.bias == nullptr ? 0 : weights.outputs, call.residual == nullptr ? 0 : width);
 }
 
 streamo_status run(streamo_gpu* gpu, const streamo_weights_source& weights, const streamo_matmul& call,

@@ -18,6 +18,7 @@ extern "C" streamo_status streamo_gpu_norm_run(streamo_gpu* gpu, const streamo_g
                     static_cast<double>(a->epsilon));
     }
     return gpu::launch(gpu, "norm", {static_cast<uint32_t>(a->rows)}, stream, a->input, a->residual, a->weight, a->sum,
-                       a->output, a->width, a->epsilon, int32_t{a->residual != nullptr}, int32_t{a->sum != nullptr});
+                       a->output, a->width, a->epsilon, a->residual == nullptr ? 0 : a->width,
+                       a->sum == nullptr ? 0 : a->width);
   });
 }
