@@ -66,8 +66,7 @@ class SampleArguments(ctypes.Structure):
         ("temperature", ctypes.c_float),
         ("top_k", ctypes.c_int32),
         ("top_p", ctypes.c_float),
-        ("seed", ctypes.c_uint64),
-        ("counter", ctypes.c_uint64),
+        ("random", ctypes.c_double),
         ("logits", ctypes.c_void_p),
         ("token", ctypes.c_void_p),
     ]

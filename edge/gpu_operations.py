@@ -164,15 +164,18 @@ def sample(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    seed: int = 0,
-    counter: int = 0,
+    random: float = 0.0,
     token: DeviceArray | None = None,
     stream: int | None = None,
 ) -> DeviceArray:
-    """The next token's id, (1,) int32 on the device, from (V,) float32 logits; `edge.sampling` says how."""
+    """The next token's id, (1,) int32 on the device, from (V,) float32 logits; `edge.sampling` says how.
+
+    Args:
+      random: from 0 to below 1; with the number of a `Sampler`'s own generator the token is the `Sampler`'s.
+    """
     array = device_array(logits, "logits")
     found = token if token is not None else gpu.empty(1, np.int32)
-    arguments = abi.SampleArguments(int(np.prod(array.shape)), temperature, top_k, top_p, seed, counter)
+    arguments = abi.SampleArguments(int(np.prod(array.shape)), temperature, top_k, top_p, random)
     arguments.logits, arguments.token = device_pointer(array, "logits"), found.pointer
     need = ctypes.c_size_t()
     gpu.call("sample_workspace", ctypes.byref(arguments), ctypes.byref(need))

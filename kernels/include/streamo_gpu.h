@@ -167,14 +167,14 @@ STREAMO_API streamo_status streamo_gpu_norm_run(streamo_gpu* gpu, const streamo_
 
 /* The choice of the next token from the logits of one row, on the device. temperature 0 is the largest logit, the
  * first of equal ones. Otherwise: the top_k largest (0: all), of these the smallest set whose probabilities reach
- * top_p, and one of them by the random number that counter and seed give. */
+ * top_p, and one of them by `random`, which is the caller's so that host and device choose alike: the token is that of
+ * edge/sampling.py unless `random` or top_p lies within 1e-5 of the border between two tokens. */
 typedef struct streamo_gpu_sample {
   int32_t vocabulary;
   float temperature;     /* 0 to 10 */
   int32_t top_k;         /* 0, or 1 and more */
   float top_p;           /* above 0, at most 1 */
-  uint64_t seed;
-  uint64_t counter;      /* another number for each token */
+  double random;         /* from 0 to below 1, another one for each token */
   const float* logits;   /* (vocabulary) */
   int32_t* token;        /* (1) */
 } streamo_gpu_sample;
