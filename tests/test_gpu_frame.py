@@ -107,7 +107,8 @@ def test_nv12_follows_the_standards(gpu: Gpu, bt709: bool, full_range: bool):
     luma, chroma = nv12(48, 32, seed=1)
     red, blue = (0.2126, 0.0722) if bt709 else (0.299, 0.114)
     y = luma.astype(np.float64) if full_range else np.maximum(luma.astype(np.float64) - 16, 0) * 255 / 219
-    u, v = ((chroma.astype(np.float64) - 128) * (1 if full_range else 255 / 224)).repeat(2, 0).repeat(2, 1).transpose(2, 0, 1)
+    differences = (chroma.astype(np.float64) - 128) * (1 if full_range else 255 / 224)
+    u, v = differences.repeat(2, 0).repeat(2, 1).transpose(2, 0, 1)
     r, b = y + 2 * (1 - red) * v, y + 2 * (1 - blue) * u
     g = (y - red * r - blue * b) / (1 - red - blue)
     expected = patchify(np.rint(np.clip(np.stack([r, g, b], -1), 0, 255)).astype(np.uint8), PLAIN)

@@ -51,7 +51,7 @@ def float16_pair(words, magic: tl.constexpr, mask: tl.constexpr, zero: tl.conste
 
 @triton.jit
 def float16_of_words(words, BITS: tl.constexpr):
-    """Codes (K, W) int32 as float16 (K, W * 32 / BITS), exactly; the columns of a word in the order of `column_order`."""
+    """Codes (K, W) int32 as float16 (K, W * 32 / BITS), exactly; columns of a word in the order of `column_order`."""
     if BITS == 4:
         pairs_0 = float16_pair(words, 0x64086408, 0x000F000F, 1032.0)
         pairs_1 = float16_pair(words >> 4, 0x64086408, 0x000F000F, 1032.0)

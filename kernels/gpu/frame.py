@@ -1,9 +1,10 @@
 """A camera frame on the device to the vision tower's input: resize, normalise, patchify.
 
-Owns the arithmetic of `edge/preprocess.py`, whose resize is Pillow's: two passes with weights in fixed point, each rounded
-to 8 bits. Weights and their places come from the host, made once for each size. All of it is in integers and in single
-float32 roundings: from RGB the patches equal the CPU's to the last bit. Lines first, then columns, as Pillow does; from
-version 13 on Pillow turns that around for some sizes, whose pixels may then differ by several levels where there is noise.
+Owns the arithmetic of `edge/preprocess.py`, whose resize is Pillow's: two passes with weights in fixed point, each
+rounded to 8 bits. Weights and their places come from the host, made once for each size. All of it is in integers and in
+single float32 roundings: from RGB the patches equal the CPU's to the last bit. Lines first, then columns, as Pillow
+does; from version 13 on Pillow turns that around for some sizes, whose pixels may then differ by several levels where
+there is noise.
 
 NV12 becomes RGB while it is read, each 2x2 of pixels with one pair of colour differences, in fixed point of 20 bits.
 """

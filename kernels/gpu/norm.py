@@ -21,9 +21,7 @@ def sum_of(input, residual, residual_width, at, live):
 
 
 @triton.jit
-def norm(
-    input, residual, weight, sum, output, width, epsilon, residual_width, sum_width, COLUMNS: tl.constexpr
-):
+def norm(input, residual, weight, sum, output, width, epsilon, residual_width, sum_width, COLUMNS: tl.constexpr):
     """output = x / sqrt(mean(x^2) + epsilon) * weight, x = input + residual; `sum` gets x. Grid: (rows).
 
     residual_width, sum_width: 0 where there is none.

@@ -1,7 +1,7 @@
 """Rows of activations as products with several rows take them: float16, with scales that keep everything in range.
 
-Owns what is rounded and how; no product. Two forms, both float16 numbers (rows, pitch) that a row of scales completes:
-  by row: x / 2^e, with the row's largest number between 2^14 and 2^15; e is the row's. Nothing overflows, however large.
+Owns what is rounded and how; no product. Two forms, both float16 numbers (rows, pitch) that scales complete:
+  by row: x / 2^e, the row's largest number between 2^14 and 2^15; e is the row's. Nothing overflows, however large.
   by block: the 8-bit codes of the CPU kernels, one scale for each row and block (max|x| / 127, half to even).
 A row with a number that is not finite gets scales that are NaN, so that it spoils itself and no other.
 """

@@ -1,7 +1,7 @@
 """Rows times quantised weights of any size: what the fast products leave out.
 
-Owns ragged sizes: columns that do not fill 16 bytes of a row, K and blocks that are no multiple of 32. Reads codes byte by
-byte; sums, scales and exactness are those of `product_rows.py`. No layer of a public model comes here.
+Owns ragged sizes: columns that do not fill 16 bytes of a row, K and blocks that are no multiple of 32. Reads codes byte
+by byte; sums, scales and exactness are those of `product_rows.py`. No layer of a public model comes here.
 """
 
 from __future__ import annotations

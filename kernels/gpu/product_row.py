@@ -1,15 +1,16 @@
-"""One row times quantised weights: reads each weight once, and is as fast as memory gives them.
+"""One row times quantised weights: reads each weight once, and is meant to be as fast as memory gives them.
 
-Owns the sums of one row, unscaled by nothing: bias, gate and residual are `finish.py`'s. Weights of a bundle lie with
-the columns of one K side by side, so a thread takes 16 bytes of a row, a quarter of a warp 128 bytes, and each thread
-stays in a segment of 32 rows of K: sums over K are then additions in registers, without shared memory or barriers.
+Owns the sums of one row over parts of K; bias, gate and residual are `finish.py`'s. Weights of a bundle lie with the
+columns of one K side by side, so a thread takes 16 bytes of a row and a quarter of a warp 128 bytes; each thread stays
+in a segment of 32 rows of K, so that sums over K are additions in registers, without shared memory or barriers.
 
-Tensor cores would need two values of K in one register, which here lie rows apart; the rearranging through shared memory
-costs more than the multiplications on the ordinary units, about 3 instructions for each 4-bit weight.
+Why not tensor cores: they want two values of K in one register, which lie rows apart here. Bringing them together goes
+through shared memory, 2 bytes in and 2 out for each weight, more than it can pass at the rate of an H200's memory. The
+ordinary units need about 3.1 instructions for a 4-bit weight and 4.5 for an 8-bit one, the loads included.
 
-4 bits: the digits are put under the exponent of 1.0, so that one bitwise instruction and one multiply-add serve a weight;
-the sum of the inputs, known once for all columns, takes the ones off again. The input stays float32.
-QUANTISE: the input is rounded to 8 bits by block as the CPU kernels do; the sums of a segment are then exact integers.
+4 bits: the digits are put under the exponent of 1.0, so that one bitwise instruction and one multiply-add serve a
+weight; the sum of the inputs, the same for all columns, takes the ones off again. The input stays float32.
+QUANTISE: the input is rounded to 8 bits by block as on the CPU; the sums of a segment are then exact integers.
 """
 
 from __future__ import annotations
@@ -216,3 +217,23 @@ def variants() -> list[Variant]:
         for bits in (4, 8)
         for quantise in (False, True)
     ]
+
+
+SHAPES = (("3B gate and up", 2048, 22016), ("3B down", 11008, 2048), ("3B qkv", 2048, 2560), ("3B output", 2048, 2048),
+          ("7B gate and up", 3584, 37888), ("7B down", 18944, 3584))  # fmt: skip
+"""Products of the public models: name, K, N."""
+
+
+def work() -> list[Work]:
+    """One row, 4 bits in blocks of 32 as exported and of 128, and the 3B's head in 8 bits."""
+
+    def one(name: str, inputs: int, outputs: int, bits: int, block: int) -> Work:
+        weights = inputs * outputs
+        moved = weights * bits // 8 + 4 * weights // block + 4 * (inputs + outputs)
+        # Instructions count as two operations, as a multiply-add does: 3.1 for a 4-bit weight, 4.5 for an 8-bit one.
+        cost = 6.2 if bits == 4 else 9.0
+        variant = "product_row_w4a32" if bits == 4 else "product_row_w8a8"
+        return Work(variant, f"{name}, one row, blocks of {block}", moved, fp32_ops=round(cost * weights))
+
+    found = [one(name, k, n, 4, block) for name, k, n in SHAPES for block in (32, 128)]
+    return [*found, one("3B head", 2048, 151936, 8, 32)]

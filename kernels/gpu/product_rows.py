@@ -1,16 +1,16 @@
 """Several rows times quantised weights, on tensor cores.
 
-Owns the sums over K in tiles, and the gate where one program does all of K; the rest is `finish.py`'s. Rows come as `prepare_rows.py` leaves
-them; weights as the bundle has them.
+Owns the sums over K in tiles, and the gate where one program does all of K; the rest is `finish.py`'s. Rows come as
+`prepare_rows.py` leaves them; weights as the bundle has them.
 
-A tile of codes is turned into float16 in registers (codes.py: about one instruction for a weight) and goes through
+A tile of codes is turned into float16 in registers (codes.py: under two instructions for a weight) and goes through
 shared memory once; every row of a program shares it. Products of a tile are summed in float32 and multiplied by the
 tile's scales then: the weights themselves stay exact, and 8-bit rows give exact integers (127 * 127 * 64 < 2^24), equal
 to those of integer tensor cores. Integer ones would need four values of K side by side, which lie four rows apart here;
-rearranging bytes costs several instructions a weight, where float16 transposes for nothing while it is loaded.
+rearranging bytes costs several instructions a weight, where float16 is transposed for nothing while it is loaded.
 
-Tile sizes: 16 rows for a few tokens, 64 for a turn (144 tokens pad to 192). 128 columns: 64 bytes of a row of 4-bit codes,
-two sectors of memory, and few enough sums to stay in registers beside a tile's.
+Tile sizes: 16 rows for a few tokens, 64 for a turn (144 tokens pad to 192). 128 columns: 64 bytes of a row of 4-bit
+codes, two sectors of memory, and few enough sums to stay in registers beside a tile's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import triton.language as tl
 
 from .codes import column_order, float16_of_words, in_column_order
 from .finish import silu
+from .product_row import SHAPES
 from .variant import Variant, Work
 
 COLUMNS = 128
@@ -43,7 +44,7 @@ def columns_of(program, place, outputs, GATED: tl.constexpr, COLUMNS: tl.constex
 
 @triton.jit
 def words_of(program, quads, BITS: tl.constexpr, GATED: tl.constexpr, COLUMNS: tl.constexpr):
-    """The words of a row of codes that hold a tile's columns. All sizes are plainly multiples of 4: copies of 16 bytes."""
+    """The words of a row of codes that hold a tile's columns; all plainly multiples of 4, so copies take 16 bytes."""
     in_tile: tl.constexpr = COLUMNS * BITS // 32
     word = tl.arange(0, in_tile)
     if GATED:
@@ -149,3 +150,21 @@ def variants() -> list[Variant]:
         for rows in (16, 64)
         for gated in (False, True)
     ]
+
+
+TURN_ROWS = 144
+"""Tokens of a turn with a picture of 128 visual tokens."""
+
+
+def work() -> list[Work]:
+    """A turn's rows, 4 bits in blocks of 32; rows pad to whole tiles."""
+    padded = -(-TURN_ROWS // 64) * 64
+    found = []
+    for name, inputs, outputs in SHAPES:
+        gated = "gate" in name
+        variant = f"product_rows_w4a16_k32_m64{'_gated' if gated else ''}"
+        weights = inputs * outputs
+        moved = weights // 2 + weights // 8 + TURN_ROWS * (2 * inputs + 4 * outputs // (2 if gated else 1))
+        found.append(Work(variant, f"{name}, {TURN_ROWS} rows, blocks of 32", moved,
+                          fp16_tensor_ops=2 * padded * weights, fp32_ops=2 * padded * weights // 32))  # fmt: skip
+    return found

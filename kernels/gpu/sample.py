@@ -1,11 +1,11 @@
 """The next token from a row of logits, on the device: the largest, or one of the likely ones.
 
-Owns the choice that `edge/sampling.py` defines; the random number is the caller's, so that host and device choose alike.
-The largest is exact: the first of equal ones, a NaN above all, as numpy's argmax.
+Owns the choice that `edge/sampling.py` defines; the random number is the caller's, so that host and device choose
+alike. The largest is exact: the first of equal ones, a NaN above all, as numpy's argmax.
 
 Sampling sorts nothing. Tokens in falling order of logits reach a given share of the probability at some logit; it is
-found by cutting the range of possible logits in four again and again, each time summing the weights above the three cuts
-(17 readings of the logits from the cache at most, for each of top_k, top_p and the random number). Among equal logits
+found by cutting the range of possible logits in four again and again, each time summing the weights above the three
+cuts (about 17 readings of the logits from the cache for each of top_k, top_p and the random number). Among equal logits
 the first tokens come first. Weights are float32 and summed in a fixed order: the token is the host's, which sums in
 float64, unless the random number or top_p falls within 1e-5 of the border between two tokens.
 """
@@ -126,9 +126,7 @@ def find(
         low = tl.where(reached == 3, cut_3, tl.where(reached == 2, cut_2, tl.where(reached == 1, cut_1, low)))
     key = low.to(tl.int32)
     next_key = tl.minimum(low + 1, best).to(tl.int32)  # above the best there is nothing, and perhaps no number
-    above, _, _ = mass_above(
-        logits, vocabulary, next_key, next_key, next_key, largest, per_temperature, COUNT, BLOCK
-    )
+    above, _, _ = mass_above(logits, vocabulary, next_key, next_key, next_key, largest, per_temperature, COUNT, BLOCK)
     more, here, _ = mass_above(logits, vocabulary, next_key, key, key, largest, per_temperature, True, BLOCK)
     above = tl.where(key == best, 0.0, above)
     weight = weights_of(logit_of(key), largest, per_temperature, COUNT)
