@@ -24,6 +24,8 @@ from .product_row import SHAPES
 from .variant import Variant, Work
 
 COLUMNS = 128
+WARPS = {(16, 32): 2, (16, 64): 4, (64, 32): 8, (64, 64): 8}
+"""By rows and tile: enough that sums and codes stay in registers on every generation."""
 TILES = (32, 64)
 """Rows of K in a tile: the largest that divides block and K."""
 
@@ -141,7 +143,7 @@ def variants() -> list[Variant]:
             product_rows,
             SIGNATURE,
             {"BITS": bits, "BY_BLOCK": by_block, "GATED": gated, "ROWS": rows, "TILE": tile, "COLUMNS": COLUMNS},
-            num_warps=4 if rows == 16 else 8,
+            num_warps=WARPS[rows, tile],
             num_stages=4 if tile == 32 else 3,
             aligned=(*pointers, "pitch"),
         )

@@ -77,7 +77,8 @@ Plan plan_for(const streamo_gpu* gpu, const streamo_weights_source& weights, con
     const int32_t programs = plan.row_tile == kFewRows ? kFewRowsPrograms : kManyRowsPrograms;
     split(plan, int64_t{plan.grid.x} * plan.grid.y, int64_t{programs} * processors, kFewestTiles);
     plan.gate_in_place =
-        weights.gated && plan.splits == 1 && call.residual == nullptr && row_bytes / 2 % 16 == 0;
+        weights.gated && plan.splits == 1 && call.residual == nullptr && row_bytes / 2 % 16 == 0 &&
+        call.output_stride <= kMostOutputs;  // the kernel's places inside of a tile are 32-bit
     if (plan.gate_in_place) plan.grid.x = static_cast<uint32_t>(ceil_div(weights.outputs / 2, kColumns / 2));
     return plan;
   }
