@@ -91,6 +91,7 @@ def _check_names(manifest: Manifest) -> None:
             raise BundleError(f"`{MANIFEST_FILE}` names the file {name!r}; only plain names inside the bundle are read")
     needed = [TOKENIZER_FILE, manifest.embedding.file, manifest.vision.file, manifest.decoder.file]
     needed += [part.native_file for part in (manifest.vision, manifest.decoder) if part.native_file]
+    needed += [manifest.stored_turns] if manifest.stored_turns else []
     for name in needed:
         if name not in manifest.files:
             raise BundleError(f"`{MANIFEST_FILE}` does not list the file `{name}` that it uses", hint=_COPY_AGAIN)

@@ -28,6 +28,7 @@ DECODER_FILE = "decoder.onnx"
 NATIVE_VISION_FILE = "vision.native.onnx"
 NATIVE_DECODER_FILE = "decoder.native.onnx"
 EMBEDDING_FILE = "embeddings.bin"
+TURNS_FILE = "turns.npz"
 MAX_MANIFEST_BYTES = 4 << 20
 CHECKSUM = "checksum"
 SCALE_BYTES = 4
@@ -303,6 +304,7 @@ class Manifest:
     key_offset_layers: tuple[int, ...] = ()  # whose keys are cached without their common part
     precision: WeightPrecision = field(default_factory=WeightPrecision)
     kv_layers: tuple[LayerCache, ...] = ()  # one per layer where calibration turns were measured, else none
+    stored_turns: str = ""  # file of the turns that a first run is checked with, see `edge.stored_turns`; "": none
 
     @property
     def kv_bytes_per_token(self) -> int:

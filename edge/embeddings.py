@@ -29,5 +29,5 @@ class Embeddings:
         if self._scales is None:
             return found
         scales = self._scales[list(ids)]
-        blocks = found.reshape(*scales.shape, -1) * scales[..., None]
+        blocks = found.reshape(*scales.shape, found.shape[1] // scales.shape[1]) * scales[..., None]
         return np.asarray(blocks.reshape(found.shape))

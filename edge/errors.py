@@ -45,7 +45,7 @@ class CheckpointError(EdgeError):
 
 
 class ParityError(EdgeError):
-    """An exported graph does not compute what the checkpoint computes in PyTorch."""
+    """A graph does not compute what it should: the checkpoint's model in PyTorch, or itself where it was exported."""
 
     exit_code = 3
 

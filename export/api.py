@@ -34,10 +34,12 @@ from export.parity import require_parity
 from export.partial import disk_free_bytes
 from export.plan import GPTQ, KV_DTYPES, NEAREST, Plan, make_plan
 from export.preflight import Preflight, bundle_bytes, memory_bytes
+from export.probe import probe_pictures
 from export.proof import HeldOut, Written, prove
 from export.reference import require_packages
 from export.resume import resume_key
 from export.source import Source, open_source
+from export.stored_turns import TurnsRecorder
 from export.stream_attention import stream_attention_function
 from export.stream_config import PREPROCESSOR_FILE
 from export.turns import Clip, Conversation, Spelling, converse, describe_turns
@@ -145,9 +147,12 @@ def export_checkpoint(
         kv_dtypes = made.kv_dtypes if native else None
         written = Written(bundle.folder, checkpoint, plan.coarsest, vision_writer, made.writer, table, kv_dtypes)
         held_out = HeldOut(talks, source.tokens, STREAMO.turn_interval_s, gate or {})
-        parity = prove(written, source.probe, recorded, held_out, partial(report, "parity"), compared)
+        recorder = TurnsRecorder(written, source.probe, probe_pictures(source.preprocess))
+        parity = prove(written, source.probe, recorded, held_out, partial(report, "parity"), compared, recorder)
         if not allow_mismatch:
             require_parity(parity)
+        if recorder.content:
+            bundle.add(contract.TURNS_FILE, recorder.content)
         manifest = _manifest(source, bundle, table, (tower, vision_writer), made, parity)
         bundle.publish(manifest)
     return manifest
@@ -194,6 +199,7 @@ def _manifest(
         key_offset_layers=_key_offset_layers(decoder.writer),
         precision=decoder.precision,
         kv_layers=tuple(decoder.kv_layers),
+        stored_turns=contract.TURNS_FILE if contract.TURNS_FILE in bundle.files else "",
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from edge import contract, preprocess, prompt
+from edge import contract, preprocess, prompt, stored_turns
 from edge.errors import CheckpointError
 
 READ_BYTES = 8 << 20
@@ -30,7 +30,7 @@ def add_file(digest: Any, path: Path) -> None:
 
 def code_fingerprint(*others: Path) -> str:
     """Of the code that makes bundles, and of `others`: a checkout changes while its version stays the same."""
-    seams = [Path(str(module.__file__)) for module in (contract, preprocess, prompt)]
+    seams = [Path(str(module.__file__)) for module in (contract, preprocess, prompt, stored_turns)]
     digest = hashlib.sha256()
     for path in (*sorted(Path(__file__).parent.glob("*.py")), *seams, *others):
         digest.update(path.name.encode())

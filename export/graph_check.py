@@ -6,7 +6,7 @@ removed afterwards. Does not judge results.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,9 @@ class GraphCheck:
       budget_bytes: memory that weights may take; a graph that needs more is run in slices.
       accuracy_level: of products with quantised weights, see `graph_session`.
       kind: which graphs, and what they take.
+
+    Attributes:
+      watch: called with each layer's number, keys and values (Hkv, C, D) when a conversation of `decoder` is over.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class GraphCheck:
         self._budget_bytes = budget_bytes
         self._accuracy_level = accuracy_level
         self._kind = kind or StockGraphs()
+        self.watch: Callable[[int, np.ndarray, np.ndarray], None] | None = None
 
     @property
     def slices(self) -> dict[str, int]:
@@ -166,6 +170,10 @@ class GraphCheck:
             result, *updated = session.run({first: value, **self._kind.append(tables, i), **caches})
             caches = dict(zip(caches, updated, strict=True))
             results.append(result)
+        if self.watch is not None:
+            for layer in layers:
+                last = [caches[name(layer)][0] for name in (contract.key_cache_name, contract.value_cache_name)]
+                self.watch(layer, *last)
         return results
 
     def _head(self, values: list[np.ndarray]) -> list[np.ndarray]:

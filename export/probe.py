@@ -87,20 +87,28 @@ def split_frames(frames: Sequence[np.ndarray], probes: Sequence[Probe]) -> list[
 
 def build_probe(preprocess: PreprocessConfig, tokens: TokenIds, tokenizer_json: bytes) -> Probe:
     """The probe for one model."""
-    frames = [_frame(*size, preprocess) for size in FRAME_SIZES]
+    frames = [_patches(picture, preprocess) for picture in probe_pictures(preprocess)]
     visual_tokens = [rows * columns // preprocess.merge_size**2 for _, rows, columns in frames]
     parts = _conversation(tokens, tokenizer_json, visual_tokens)
     return Probe(frames, parts, tokens.image_pad, preprocess.merge_size)
 
 
-def _frame(height: int, width: int, preprocess: PreprocessConfig) -> tuple[np.ndarray, int, int]:
+def probe_pictures(preprocess: PreprocessConfig) -> list[np.ndarray]:
+    """The probe's frames as (H, W, 3) uint8, of the sizes that the model takes."""
+    return [_picture(*size, preprocess) for size in FRAME_SIZES]
+
+
+def _patches(picture: np.ndarray, preprocess: PreprocessConfig) -> tuple[np.ndarray, int, int]:
+    return patchify(picture, preprocess), *grid_of(picture.shape[0], picture.shape[1], preprocess)
+
+
+def _picture(height: int, width: int, preprocess: PreprocessConfig) -> np.ndarray:
     """Crossing bands of colour with a fine grain."""
     height, width = smart_resize(height, width, preprocess)
     y, x = np.mgrid[0:height, 0:width]
     grain = (x * 7 + y * 13) % 17
     bands = [(_triangle(x + y // 2, 40 + 25 * c) + _triangle(y, 70 - 15 * c)) // 2 + grain for c in range(3)]
-    frame = np.minimum(np.stack(bands, axis=-1), 255).astype(np.uint8)
-    return patchify(frame, preprocess), *grid_of(height, width, preprocess)
+    return np.minimum(np.stack(bands, axis=-1), 255).astype(np.uint8)
 
 
 def _triangle(values: np.ndarray, period: int) -> np.ndarray:

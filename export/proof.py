@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from export.graph_kinds import NativeGraphs
 from export.graph_session import EXACT
 from export.held_out import Tally
 from export.limits import held_out_limits, keeps
-from export.parity import compare, compare_native, rounded_relative_error, run_probe
+from export.parity import Computed, compare, compare_native, rounded_relative_error, run_probe
 from export.plan import QUANTIZED
 from export.probe import Probe, split_frames
 from export.rounded import RoundedCheckpoint
@@ -92,6 +92,14 @@ class HeldOut:
     tightened: Mapping[str, float] = field(default_factory=dict)
 
 
+class Watcher(Protocol):
+    """Told what the stock graphs make of the probe. `watch` is `GraphCheck.watch`."""
+
+    def watch(self, layer: int, keys: np.ndarray, values: np.ndarray) -> None: ...
+
+    def finish(self, found: Computed) -> None: ...
+
+
 def prove(
     written: Written,
     probe: Probe,
@@ -99,6 +107,7 @@ def prove(
     held_out: HeldOut | None = None,
     step: Step | None = None,
     layers: Sequence[int] | None = None,
+    watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Check everything that can be checked here. Returns the manifest's `parity`, whether it passes or not.
 
@@ -108,12 +117,13 @@ def prove(
       step: called as (done, total).
       layers: compare only these, teacher-forced (see `layer_parity`), over the probe and the held-out conversations;
         needs PyTorch. None: all, in the graphs as they are.
+      watcher: told what the whole graphs make of the probe; nothing where only some layers are compared.
     """
     talks = [talk for talk in held_out.talks if talk.held_out_parts] if held_out else []
     report = step or (lambda done, total: None)
     judged = bool(talks) and layers is None
     report(0, 1 + judged)
-    parity, problems = _layers(written, probe, talks, layers) if layers else _whole(written, probe, recorded)
+    parity, problems = _layers(written, probe, talks, layers) if layers else _whole(written, probe, recorded, watcher)
     parity["problems"] = [*problems, *_problems(written)]
     report(1, 1 + judged)
     if held_out is not None and judged:
@@ -122,11 +132,17 @@ def prove(
     return parity
 
 
-def _whole(written: Written, probe: Probe, recorded: Expected | None) -> tuple[dict[str, Any], list[str]]:
+def _whole(
+    written: Written, probe: Probe, recorded: Expected | None, watcher: Watcher | None
+) -> tuple[dict[str, Any], list[str]]:
     """The probe through the whole graphs: the report, and where PyTorch reads the config otherwise."""
     expected = recorded or compute_expected(written.checkpoint, probe)
     graphs = written.graphs()
+    if watcher is not None:
+        graphs.watch = watcher.watch
     found, rounded_error = run_probe(probe, graphs), None
+    if watcher is not None:
+        watcher.finish(found)
     if recorded is None and written.weights in QUANTIZED:
         exact = run_probe(probe, written.graphs(accuracy_level=EXACT))
         rounded_error = rounded_relative_error(exact, compute_expected(written.rounded(), probe))

@@ -21,6 +21,7 @@ EXPORT_MAY_SEE = {
     "edge.prompt",
     "edge.rope",
     "edge.errors",
+    "edge.stored_turns",  # the file that the export writes and a first run reads
     "edge.native",  # where our operators are, to prove the native graphs with them
 }
 PURE_MODULES = ("session.py", "decoder.py", "kv_cache.py", "pacing.py")

@@ -118,9 +118,9 @@ def _prepare(recipe: Recipe, folder: Path | None, capacity_tokens: int, progress
 
 def default_folder() -> Path:
     """The user's cache."""
-    from apps.demo.bundle import cache_folder
+    from edge.user_cache import user_cache_folder
 
-    return cache_folder() / "random"
+    return user_cache_folder() / "random"
 
 
 def _check_memory(recipe: Recipe, capacity_tokens: int) -> None:

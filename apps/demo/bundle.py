@@ -7,14 +7,13 @@ recorded with the checkpoint, so that neither torch nor transformers is needed.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from apps.demo import CHECKPOINT
 from edge.bundle import open_bundle
 from edge.errors import BundleError
+from edge.user_cache import user_cache_folder
 
 RECORDED_REFERENCE = Path(__file__).parent / "reference.npz"
 FIRST_START_TURNS = 12
@@ -36,7 +35,7 @@ def demo_bundle(
     from apps.demo.clips import JUDGED, demo_clips, judged_clips
     from export.api import export_checkpoint
 
-    folder = cache_folder() / f"demo-{_fingerprint()}-{weights}{f'-kv-{kv}' if kv else ''}"
+    folder = user_cache_folder() / f"demo-{_fingerprint()}-{weights}{f'-kv-{kv}' if kv else ''}"
     try:
         open_bundle(folder)
     except BundleError:
@@ -62,13 +61,3 @@ def _fingerprint() -> str:
         digest.update(path.name.encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:12]
-
-
-def cache_folder() -> Path:
-    """Where bundles that were made here are kept; it exists, unless nothing can be written at all."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamo-edge"
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return Path(tempfile.gettempdir()) / f"streamo-edge-{os.getuid()}"
-    return base
