@@ -29,7 +29,7 @@ constexpr std::uint32_t kApiVersion = 17;  // first with ParallelFor
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2, kNotImplemented = 9 };
 enum ElementType : int { kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
-enum MemoryType : int { kDefaultMemory = 0 };
+enum MemoryType : int { kHostInput = -2, kDefaultMemory = 0 };
 
 // 16 is the first version whose kernels return a status when they are made and when they run.
 struct CustomOp {
@@ -76,6 +76,7 @@ using GetInput = Entry<90, Status*(const KernelContext*, std::size_t, const Valu
 using GetOutput = Entry<91, Status*(KernelContext*, std::size_t, const std::int64_t*, std::size_t, Value**)>;
 using ReleaseStatus = Entry<93, void(Status*)>;
 using ReleaseTensorInfo = Entry<99, void(TensorInfo*)>;
+using GetGpuStream = Entry<193, Status*(const KernelContext*, void**)>;
 using GetConstantInput = Entry<249, Status*(const KernelInfo*, std::size_t, int*, const Value**)>;
 using ParallelFor =
     Entry<274, Status*(const KernelContext*, void (*)(void*, std::size_t), std::size_t, std::size_t, void*)>;

@@ -1,4 +1,6 @@
 // streamo::SpanAttention and streamo::SpanAttentionInt8: attention over a cache that is appended in place.
+#include <cstring>
+
 #include "operators.h"
 
 namespace streamo::ort {
@@ -9,12 +11,13 @@ enum : std::size_t {
   kKeyScales, kValueScales, kKeyOffset, kSlotCos, kSlotSin
 };
 
+constexpr Input kHostTable{kInt32, kRequired, true};
 constexpr Input kInputs[] = {{kFloat}, {kFloat, kOptional}, {kFloat}, {kFloat}, {kFloat},
-                             {kFloat}, {kInt32},            {kInt32}, {kFloat}, {kFloat}};
+                             {kFloat}, kHostTable,          kHostTable, {kFloat}, {kFloat}};
 constexpr ElementType kOutputs[] = {kFloat, kFloat, kFloat};
 
 constexpr Input kInputsInt8[] = {{kFloat}, {kFloat, kOptional}, {kFloat},            {kFloat},            {kInt8},
-                                 {kInt8},  {kInt32},            {kInt32},            {kFloat},            {kFloat},
+                                 {kInt8},  kHostTable,          kHostTable,          {kFloat},            {kFloat},
                                  {kFloat}, {kFloat},            {kFloat, kOptional}, {kFloat, kOptional}, {kFloat, kOptional}};
 constexpr ElementType kOutputsInt8[] = {kFloat, kInt8, kInt8, kFloat, kFloat};
 
@@ -32,7 +35,7 @@ const T* or_null(const Tensor& tensor) {
 
 class SpanAttention : public Kernel {
  public:
-  SpanAttention(const Node& node, streamo_kv_type kv_type) {
+  SpanAttention(const Node& node, streamo_kv_type kv_type) : gpu_(node.gpu) {
     fixed_.query_heads = to_int32("num_heads", attribute_int(node.api, node.info, "num_heads"));
     fixed_.kv_heads = to_int32("num_kv_heads", attribute_int(node.api, node.info, "num_kv_heads"));
     fixed_.scale = attribute_float(node.api, node.info, "scale");
@@ -67,27 +70,44 @@ class SpanAttention : public Kernel {
 
     take_caches(call, keys, values, arguments);
     arguments.output = static_cast<float*>(call.output(0, {tokens, query_heads * head_dim}));
-    accept("attention", streamo_attention_run(&arguments, call.threads()));
+    if (gpu_ != nullptr) {
+      gpu_->attend(arguments, stream_of(*gpu_, call));
+    } else {
+      accept("attention", streamo_attention_run(&arguments, call.threads()));
+    }
   }
 
  private:
-  static void take_caches(const Call& call, const Tensor& keys, const Tensor& values, streamo_attention& arguments) {
+  // The output that shares memory with a cache, or is a copy of it.
+  void* updated(const Call& call, std::size_t index, const Tensor& cache, std::size_t element_bytes) const {
+    void* data = call.continued(index, cache);
+    const std::size_t bytes = static_cast<std::size_t>(cache.count()) * element_bytes;
+    if (data == cache.data || bytes == 0) return data;
+    if (gpu_ != nullptr) {
+      gpu_->copy(data, cache.data, bytes, stream_of(*gpu_, call));
+    } else {
+      std::memcpy(data, cache.data, bytes);
+    }
+    return data;
+  }
+
+  void take_caches(const Call& call, const Tensor& keys, const Tensor& values, streamo_attention& arguments) const {
     const bool int8 = arguments.kv_type == STREAMO_KV_INT8;
-    const std::size_t cache_bytes = static_cast<std::size_t>(keys.count()) * (int8 ? 1 : sizeof(float));
-    arguments.key_cache = call.updated(1, keys, cache_bytes);
-    arguments.value_cache = call.updated(2, values, cache_bytes);
+    const std::size_t element_bytes = int8 ? sizeof(std::int8_t) : sizeof(float);
+    arguments.key_cache = updated(call, 1, keys, element_bytes);
+    arguments.value_cache = updated(call, 2, values, element_bytes);
     if (!int8) return;
     const std::int64_t kv_heads = arguments.kv_heads, capacity = arguments.capacity, head_dim = arguments.head_dim;
     const Tensor key_scales = call.input(kKeyScales, "key_scales", {1, kv_heads, capacity});
     const Tensor value_scales = call.input(kValueScales, "value_scales", {1, kv_heads, capacity});
-    const std::size_t scale_bytes = static_cast<std::size_t>(key_scales.count()) * sizeof(float);
-    arguments.key_scales = static_cast<float*>(call.updated(3, key_scales, scale_bytes));
-    arguments.value_scales = static_cast<float*>(call.updated(4, value_scales, scale_bytes));
+    arguments.key_scales = static_cast<float*>(updated(call, 3, key_scales, sizeof(float)));
+    arguments.value_scales = static_cast<float*>(updated(call, 4, value_scales, sizeof(float)));
     arguments.key_offset = or_null<float>(call.optional(kKeyOffset, "key_offset", {kv_heads, head_dim}));
     arguments.slot_cos = or_null<float>(call.optional(kSlotCos, "slot_cos", {capacity, head_dim / 2}));
     arguments.slot_sin = or_null<float>(call.optional(kSlotSin, "slot_sin", {capacity, head_dim / 2}));
   }
 
+  GpuDevice* gpu_;
   streamo_attention fixed_{};
 };
 

@@ -1,4 +1,5 @@
-// streamo::StreamMatMul: a product with quantised weights, which are packed once, when the session is made.
+// streamo::StreamMatMul: a product with quantised weights. For the CPU they are packed once, when the session is made; a
+// GPU reads them as they are, from where ONNX Runtime has put them.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -50,41 +51,20 @@ void release_pages(const void* data, std::int64_t bytes) {
 
 class StreamMatMul : public Kernel {
  public:
-  explicit StreamMatMul(const Node& node) {
-    streamo_weights_source source{};
-    source.bits = to_int32("bits", attribute_int(node.api, node.info, "bits"));
-    source.block = to_int32("block_size", attribute_int(node.api, node.info, "block_size"));
-    source.gated = to_int32("gated", attribute_int(node.api, node.info, "gated"));
-    const Tensor codes = constant(node, kCodes, "codes"), scales = constant(node, kScales, "scales");
-    if (scales.rank != 2) {
-      refuse(kInvalidArgument, "scales: expected 2 dimensions, found " + std::to_string(scales.rank));
-    }
-    inputs_ = scales.dims[0] * source.block;
-    outputs_ = scales.dims[1];
-    gated_ = source.gated != 0;
-    if (codes.count() * 8 != inputs_ * outputs_ * source.bits) {
-      refuse(kInvalidArgument, "codes: expected " + std::to_string(inputs_ * outputs_ * source.bits / 8) +
-                                   " bytes, found " + std::to_string(codes.count()));
-    }
-    source.inputs = to_int32("inputs", inputs_);
-    source.outputs = to_int32("outputs", outputs_);
-    source.codes = codes.data;
-    source.scales = scales.as<const float>();
-    // No call is under way, so ONNX Runtime lends no threads yet.
-    std::unique_ptr<streamo_threads, ThreadsDeleter> threads;
-    if (node.threads > 1 && codes.count() >= kWorthThreads) threads.reset(streamo_threads_create(node.threads));
-    streamo_weights* packed = nullptr;
-    accept("packing weights", streamo_weights_pack(&source, threads.get(), &packed));
-    weights_.reset(packed);
-    release_pages(codes.data, codes.count());
-    release_pages(scales.data, scales.count() * std::int64_t{sizeof(float)});
+  explicit StreamMatMul(const Node& node) : gpu_(node.gpu) {
+    source_.bits = to_int32("bits", attribute_int(node.api, node.info, "bits"));
+    source_.block = to_int32("block_size", attribute_int(node.api, node.info, "block_size"));
+    source_.gated = to_int32("gated", attribute_int(node.api, node.info, "gated"));
+    if (gpu_ == nullptr) pack(node);
   }
 
   void run(Call& call) override {
-    const std::int64_t width = gated_ ? outputs_ / 2 : outputs_;
-    const Tensor input = call.input(kInput, "input", {kAny, inputs_});
+    streamo_weights_source source = source_;
+    if (gpu_ != nullptr) take_weights(source, call.input(kCodes), call.input(kScales));
+    const std::int64_t outputs = source.outputs, width = source.gated != 0 ? outputs / 2 : outputs;
+    const Tensor input = call.input(kInput, "input", {kAny, source.inputs});
     const std::int64_t rows = input.dims[0];
-    const Tensor bias = call.optional(kBias, "bias", {outputs_});
+    const Tensor bias = call.optional(kBias, "bias", {outputs});
     const Tensor residual = call.optional(kResidual, "residual", {rows, width});
     streamo_matmul arguments{};
     arguments.rows = to_int32("rows", rows);
@@ -92,14 +72,46 @@ class StreamMatMul : public Kernel {
     arguments.bias = bias.as<const float>();
     arguments.residual = residual.as<const float>();
     arguments.output = static_cast<float*>(call.output(0, {rows, width}));
-    arguments.input_stride = inputs_;
+    arguments.input_stride = source.inputs;
     arguments.output_stride = width;
-    accept("the product", streamo_matmul_run(weights_.get(), &arguments, call.threads()));
+    if (gpu_ != nullptr) {
+      gpu_->multiply(source, arguments, stream_of(*gpu_, call));
+    } else {
+      accept("the product", streamo_matmul_run(weights_.get(), &arguments, call.threads()));
+    }
   }
 
  private:
-  std::int64_t inputs_ = 0, outputs_ = 0;
-  bool gated_ = false;
+  void pack(const Node& node) {
+    const Tensor codes = constant(node, kCodes, "codes"), scales = constant(node, kScales, "scales");
+    take_weights(source_, codes, scales);
+    // No call is under way, so ONNX Runtime lends no threads yet.
+    std::unique_ptr<streamo_threads, ThreadsDeleter> threads;
+    if (node.threads > 1 && codes.count() >= kWorthThreads) threads.reset(streamo_threads_create(node.threads));
+    streamo_weights* packed = nullptr;
+    accept("packing weights", streamo_weights_pack(&source_, threads.get(), &packed));
+    weights_.reset(packed);
+    release_pages(codes.data, codes.count());
+    release_pages(scales.data, scales.count() * std::int64_t{sizeof(float)});
+  }
+
+  static void take_weights(streamo_weights_source& source, const Tensor& codes, const Tensor& scales) {
+    if (scales.rank != 2) {
+      refuse(kInvalidArgument, "scales: expected 2 dimensions, found " + std::to_string(scales.rank));
+    }
+    const std::int64_t inputs = scales.dims[0] * source.block, outputs = scales.dims[1];
+    if (codes.count() * 8 != inputs * outputs * source.bits) {
+      refuse(kInvalidArgument, "codes: expected " + std::to_string(inputs * outputs * source.bits / 8) +
+                                   " bytes, found " + std::to_string(codes.count()));
+    }
+    source.inputs = to_int32("inputs", inputs);
+    source.outputs = to_int32("outputs", outputs);
+    source.codes = codes.data;
+    source.scales = scales.as<const float>();
+  }
+
+  GpuDevice* gpu_;
+  streamo_weights_source source_{};
   std::unique_ptr<streamo_weights, WeightsDeleter> weights_;
 };
 

@@ -1,6 +1,5 @@
 #include "tensors.h"
 
-#include <cstring>
 #include <exception>
 #include <limits>
 #include <utility>
@@ -128,13 +127,18 @@ void* Call::output(std::size_t index, std::initializer_list<std::int64_t> dims) 
   return data;
 }
 
-void* Call::updated(std::size_t index, const Tensor& source, std::size_t bytes) const {
+void* Call::continued(std::size_t index, const Tensor& source) const {
   Value* value = nullptr;
   check(api_, GetOutput::of(api_)(context_, index, source.dims, static_cast<std::size_t>(source.rank), &value));
   void* data = nullptr;
   check(api_, GetTensorMutableData::of(api_)(value, &data));
-  if (data != source.data && bytes > 0) std::memcpy(data, source.data, bytes);
   return data;
+}
+
+void* Call::gpu_stream() const {
+  void* stream = nullptr;
+  check(api_, GetGpuStream::of(api_)(context_, &stream));
+  return stream;
 }
 
 void accept(const char* op, streamo_status status) {

@@ -54,8 +54,10 @@ class Call {
   // The same, or absent.
   Tensor optional(std::size_t index, const char* name, std::initializer_list<std::int64_t> dims) const;
   void* output(std::size_t index, std::initializer_list<std::int64_t> dims) const;
-  // Output `index` that continues `source`: nothing to do where they share memory, else a copy.
-  void* updated(std::size_t index, const Tensor& source, std::size_t bytes) const;
+  // Output `index` that continues `source`: the same memory where both are bound to it, else without its contents.
+  void* continued(std::size_t index, const Tensor& source) const;
+  // The stream of the provider that the node runs in: a GPU's.
+  void* gpu_stream() const;
   // ONNX Runtime's threads, for as long as this call lasts.
   const streamo_threads* threads() const { return &threads_; }
 

@@ -8,13 +8,14 @@ namespace {
 
 enum : std::size_t { kQkv, kRopeCos, kRopeSin, kWindowStarts };
 
-constexpr Input kInputs[] = {{kFloat}, {kFloat}, {kFloat}, {kInt32}};
+constexpr Input kInputs[] = {{kFloat}, {kFloat}, {kFloat}, {kInt32, kRequired, true}};
 constexpr ElementType kOutputs[] = {kFloat};
 
 class WindowAttention : public Kernel {
  public:
   explicit WindowAttention(const Node& node)
-      : heads_(to_int32("num_heads", attribute_int(node.api, node.info, "num_heads"))),
+      : gpu_(node.gpu),
+        heads_(to_int32("num_heads", attribute_int(node.api, node.info, "num_heads"))),
         scale_(attribute_float(node.api, node.info, "scale")) {}
 
   void run(Call& call) override {
@@ -38,10 +39,15 @@ class WindowAttention : public Kernel {
     arguments.rope_sin = call.input(kRopeSin, "rope_sin", {rows, head_dim / 2}).as<const float>();
     arguments.window_starts = starts.as<const std::int32_t>();
     arguments.output = static_cast<float*>(call.output(0, {rows, heads_ * head_dim}));
-    accept("window attention", streamo_window_attention_run(&arguments, call.threads()));
+    if (gpu_ != nullptr) {
+      gpu_->attend_in_windows(arguments, stream_of(*gpu_, call));
+    } else {
+      accept("window attention", streamo_window_attention_run(&arguments, call.threads()));
+    }
   }
 
  private:
+  GpuDevice* gpu_;
   std::int32_t heads_;
   float scale_;
 };
