@@ -145,18 +145,18 @@ def plan_for_bundle(
     )
 
 
-def check_fits(plan: CachePlan, weights_bytes: int = 0) -> None:
-    """Refuse a window that the machine has no memory for, before anything is allocated.
+def check_fits(plan: CachePlan, weights_bytes: int = 0, *, free_bytes: int | None) -> None:
+    """Refuse a window that there is no memory for, before anything is allocated.
 
     Args:
       weights_bytes: what has to be loaded beside the window.
+      free_bytes: memory where the cache will be; None if unknown.
 
     Raises:
       MemoryBudgetError: names the bytes wanted and free, and the longest window that fits.
     """
-    free = available_bytes()
-    if free is not None and plan.total_bytes + weights_bytes > free:
-        raise _too_large(plan, weights_bytes, free)
+    if free_bytes is not None and plan.total_bytes + weights_bytes > free_bytes:
+        raise _too_large(plan, weights_bytes, free_bytes)
 
 
 @contextmanager

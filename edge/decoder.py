@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 
@@ -26,13 +26,13 @@ class FrameTokens:
     """A frame's visual tokens and the grid they came from.
 
     Attributes:
-      embeds: (N, W) float32.
+      embeds: (N, W) float32: an array, or rows that the backend keeps on its device until the next frame.
       rows, columns: visual tokens down and across; N = rows * columns.
     """
 
     __slots__ = ("columns", "embeds", "rows")
 
-    def __init__(self, embeds: np.ndarray, rows: int, columns: int) -> None:
+    def __init__(self, embeds: Any, rows: int, columns: int) -> None:
         self.embeds = embeds
         self.rows = rows
         self.columns = columns
@@ -56,7 +56,9 @@ class Decoder:
         self._embeddings = Embeddings(manifest.embedding, table_path)
         self._rope = decoder_rope(facts)
         self._backend = backend
-        self._embeds = np.empty((MAX_PREFILL_TOKENS, facts.hidden_size), np.float32)
+        make_buffer = getattr(backend, "embeds_buffer", None)  # on a device, frames' tokens need not leave it
+        shape = (MAX_PREFILL_TOKENS, facts.hidden_size)
+        self._embeds: Any = make_buffer(MAX_PREFILL_TOKENS) if make_buffer else np.empty(shape, np.float32)
         self._positions = np.empty((3, MAX_PREFILL_TOKENS), np.int64)
         self._tabled_shifts: tuple[int, ...] | None = None
         backend.allocate_cache(capacity_tokens)
@@ -99,7 +101,7 @@ class Decoder:
         """Append one text token and return the logits after it: (V,) float32, valid until the next call."""
         return self.prefill([[token_id]])
 
-    def _lay_out(self, segment: Segment, position: int) -> tuple[np.ndarray, np.ndarray, int]:
+    def _lay_out(self, segment: Segment, position: int) -> tuple[Any, np.ndarray, int]:
         """Embeddings (n, W), positions (3, n) and how far the position advances."""
         if isinstance(segment, FrameTokens):
             positions = image_positions(position, segment.rows, segment.columns)

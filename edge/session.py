@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from edge.conversation import Conversation
 from edge.decoder import Decoder
 from edge.errors import UsageError
 from edge.history import History
+from edge.memory import available_bytes
 from edge.policy import SLIDE, check_policy, chosen_policy
 from edge.questions import Questions
 from edge.rebuild import RebuildWindow
@@ -51,9 +53,11 @@ class StreamSession:
       max_reply_tokens: a longer reply is cut and closed, so that it never stalls the stream.
       sampling: how reply tokens are chosen; greedy by default. The decision to speak is always the most likely token.
       threads: for the backend.
+      require_gpu, check_first_run: of a backend given by name; see `load_backend`.
 
     Attributes:
       policy: the one in use.
+      placement: where each component runs, in words; empty where the backend does not tell.
       notices: sentences for the user about what the backend could not have as it should be.
 
     All memory that grows with the window is allocated here. Not thread-safe: one session, one thread.
@@ -73,6 +77,8 @@ class StreamSession:
         max_reply_tokens: int | None = None,
         sampling: Sampling | None = None,
         threads: int | None = None,
+        require_gpu: bool = False,
+        check_first_run: bool = True,
         clock: Clock | None = None,
     ) -> None:
         manifest = bundle.manifest
@@ -86,10 +92,15 @@ class StreamSession:
         self._sampling = sampling or Sampling()
         self._sampler = Sampler(self._sampling)
         self._questions = Questions(self._conversation.question_tokens)
-        loaded = load_backend(backend, bundle, threads=threads) if isinstance(backend, str) else backend
+        loaded = (
+            load_backend(backend, bundle, threads=threads, require_gpu=require_gpu, check=check_first_run)
+            if isinstance(backend, str)
+            else backend
+        )
         self.policy = chosen_policy(policy, evicts_in_place=loaded.evicts_in_place)
         self._vision = VisionEncoder(manifest, loaded)
         self.notices: list[str] = list(getattr(loaded, "notices", []))
+        self.placement: dict[str, str] = dict(getattr(loaded, "placement", {}))
         plan = plan_cache(
             manifest,
             self._conversation,
@@ -98,7 +109,7 @@ class StreamSession:
             policy=self.policy,
             evicts_in_place=loaded.evicts_in_place,
         )
-        check_fits(plan)
+        check_fits(plan, free_bytes=getattr(loaded, "free_bytes", available_bytes)())
         with out_of_memory(plan):
             self._decoder = Decoder(manifest, bundle.file(manifest.embedding.file), loaded, plan.capacity_tokens)
             self._decoder.prefill([self._conversation.system_ids])
@@ -170,11 +181,12 @@ class StreamSession:
         """
         self._questions.check(text)
 
-    def push(self, pixels: np.ndarray, t: int, on_text: Callable[[str], None] | None = None) -> Turn:
+    def push(self, pixels: Any, t: int, on_text: Callable[[str], None] | None = None) -> Turn:
         """Give the model the frame of stream second `t` and return what it decided.
 
         Args:
-          pixels: (H, W, 3) uint8 RGB, any size.
+          pixels: (H, W, 3) uint8 RGB, any size: an array of numpy, or anything with DLPack or the CUDA array interface;
+            a frame on the backend's GPU stays there.
           t: whole stream second of the frame; later than the turn before.
           on_text: called with each new piece of a reply, whole characters only, while it is generated.
 

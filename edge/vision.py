@@ -5,14 +5,30 @@ Owns which frames are taken. Knows neither what the graph needs beside patches n
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from edge.backends.base import Backend
 from edge.contract import Manifest
 from edge.decoder import FrameTokens
 from edge.errors import FrameError
-from edge.frames import check_pixels
+from edge.frames import FrameOnDevice, check_frame
 from edge.preprocess import grid_of, patchify, resize_frame, smart_resize
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A frame at the model's size; on a device it is resized when it is cut into patches.
+
+    Attributes:
+      pixels: (H, W, 3) uint8 RGB, or the frame on the device as it came.
+      shape: (H, W, 3) of the model's size.
+    """
+
+    pixels: np.ndarray | FrameOnDevice
+    shape: tuple[int, ...]
 
 
 class VisionEncoder:
@@ -23,13 +39,22 @@ class VisionEncoder:
         self._max_visual_tokens = manifest.max_visual_tokens
         self._backend = backend
 
-    def resize(self, pixels: object) -> np.ndarray:
-        """The frame at the model's size: (H, W, 3) uint8 RGB.
+    def resize(self, pixels: object) -> Picture:
+        """The frame at the model's size.
+
+        Args:
+          pixels: (H, W, 3) uint8 RGB: an array of numpy, or anything with DLPack or the CUDA array interface; what is
+            on a GPU stays there.
 
         Raises:
-          FrameError: not uint8 RGB, or of an impossible shape.
+          FrameError: not uint8 RGB, or of an impossible shape, or on a GPU that the backend does not use.
         """
-        checked = check_pixels(pixels)
+        checked = check_frame(pixels)
+        if isinstance(checked, FrameOnDevice) and not hasattr(self._backend, "patches_of_frame"):
+            raise FrameError(
+                "A frame should be in the host's memory for this backend, found one on a GPU",
+                hint="Use `--backend cuda`, or copy the frame to a numpy array",
+            )
         try:
             height, width = smart_resize(checked.shape[0], checked.shape[1], self._preprocess)
         except ValueError as error:
@@ -41,13 +66,19 @@ class VisionEncoder:
                 f"at most {self._max_visual_tokens} are possible",
                 hint="Crop the picture to a less extreme shape",
             )
-        return resize_frame(checked, self._preprocess)
+        if isinstance(checked, FrameOnDevice):
+            return Picture(checked, (height, width, 3))
+        resized = resize_frame(checked, self._preprocess)
+        return Picture(resized, resized.shape)
 
-    def patches(self, resized: np.ndarray) -> np.ndarray:
-        """The vision graph's input for a resized frame: (P, 3 * patch_size**2) float32."""
-        return patchify(resized, self._preprocess)
+    def patches(self, resized: Picture) -> Any:
+        """The vision graph's input for a resized frame: (P, 3 * patch_size**2) float32, where the frame is."""
+        if isinstance(resized.pixels, FrameOnDevice):
+            backend: Any = self._backend
+            return backend.patches_of_frame(resized.pixels.array, resized.shape[:2], self._preprocess)
+        return patchify(resized.pixels, self._preprocess)
 
-    def encode(self, resized: np.ndarray, patches: np.ndarray) -> FrameTokens:
+    def encode(self, resized: Picture, patches: Any) -> FrameTokens:
         """Visual tokens of a resized frame, given its patches. Cost: one run of the vision graph."""
         rows, columns = grid_of(resized.shape[0], resized.shape[1], self._preprocess)
         embeds = self._backend.encode(patches, rows, columns)

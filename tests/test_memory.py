@@ -45,26 +45,23 @@ def test_the_machine_is_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("policy", ["slide", "rebuild"])
-def test_the_window_that_is_proposed_fits_and_one_turn_more_does_not(
-    scripted: Bundle, monkeypatch: pytest.MonkeyPatch, policy: str
-) -> None:
+def test_the_window_that_is_proposed_fits_and_one_turn_more_does_not(scripted: Bundle, policy: str) -> None:
     wanted = plan_for_bundle(scripted, 500, policy=policy)
     free = wanted.total_bytes - 7 * wanted.turn_bytes
-    monkeypatch.setattr("edge.capacity.available_bytes", lambda: free)
     with pytest.raises(MemoryBudgetError, match=r"500 turns needs .* .B: .* .B is free") as caught:
-        check_fits(wanted)
+        check_fits(wanted, free_bytes=free)
     assert caught.value.hint == "Use `--window 493` or less"
-    check_fits(plan_for_bundle(scripted, 493, policy=policy))
+    check_fits(plan_for_bundle(scripted, 493, policy=policy), free_bytes=free)
     with pytest.raises(MemoryBudgetError):
-        check_fits(plan_for_bundle(scripted, 494, policy=policy))
+        check_fits(plan_for_bundle(scripted, 494, policy=policy), free_bytes=free)
     with pytest.raises(MemoryBudgetError, match="weights"):
-        check_fits(plan_for_bundle(scripted, 493, policy=policy), weights_bytes=wanted.turn_bytes)
+        check_fits(plan_for_bundle(scripted, 493, policy=policy), weights_bytes=wanted.turn_bytes, free_bytes=free)
 
 
 def test_where_not_even_a_short_window_fits_another_way_out_is_named(
     scripted: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.capacity.available_bytes", lambda: 1000)
+    monkeypatch.setattr("edge.session.available_bytes", lambda: 1000)
     with pytest.raises(MemoryBudgetError) as caught:
         StreamSession(scripted, backend=_NeverAllocates())  # type: ignore[arg-type]
     assert "--max-reply-tokens" in (caught.value.hint or "")

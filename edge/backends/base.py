@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -40,9 +40,11 @@ class Backend(Protocol):
 
     Attributes:
       evicts_in_place: whether `run_decoder` takes any view; if not, only one whose `contiguous_length` is not None.
+      identity: what its results may depend on beside the bundle, by name: versions of libraries, the device.
     """
 
     evicts_in_place: bool
+    identity: dict[str, str]
 
     def allocate_cache(self, capacity_tokens: int) -> None:
         """Allocate all layers' keys and values, once.
@@ -52,8 +54,8 @@ class Backend(Protocol):
         """
         ...
 
-    def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
-        """Visual tokens of one frame: (N, W) float32, in `patchify`'s order.
+    def encode(self, patches: Any, rows: int, columns: int) -> Any:
+        """Visual tokens of one frame: (N, W) float32, in `patchify`'s order; on a device, valid until the next frame.
 
         Args:
           patches: (P, 3 * patch**2) float32 from `patchify`.
@@ -62,11 +64,18 @@ class Backend(Protocol):
         ...
 
     def run_decoder(
-        self, inputs_embeds: np.ndarray, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView
+        self, inputs_embeds: Any, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView
     ) -> np.ndarray:
         """Append T tokens where `view` says and return the last one's logits.
+
+        Args:
+          inputs_embeds: (T, W) float32: an array, or rows of what the backend's `embeds_buffer` gave, if it has one.
 
         Returns:
           (V,) float32; valid until the next call.
         """
+        ...
+
+    def cached_rows(self, layer: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values (n, Hkv, D) float32 of some rows of a layer, as its cache holds them. For finding faults."""
         ...

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_ALIGNMENT_BYTES = 64
+ALIGNMENT_BYTES = 64
 
 
 Shape = tuple[tuple[int, ...], str]
@@ -31,10 +31,10 @@ def allocate_arrays(shapes: Sequence[Shape]) -> list[np.ndarray]:
       MemoryError: there is no such block.
     """
     sizes = [array_bytes(shape) for shape in shapes]
-    steps = [-(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES for size in sizes]
+    steps = [-(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for size in sizes]
     # Filled, because pages of numpy.zeros are only taken when first written: what lacks should lack at the start.
-    block = np.full(sum(steps) + _ALIGNMENT_BYTES, 0, np.uint8)
-    start = -block.ctypes.data % _ALIGNMENT_BYTES
+    block = np.full(sum(steps) + ALIGNMENT_BYTES, 0, np.uint8)
+    start = -block.ctypes.data % ALIGNMENT_BYTES
     arrays = []
     for (shape, dtype), size, step in zip(shapes, sizes, steps, strict=True):
         arrays.append(block[start : start + size].view(dtype).reshape(shape))

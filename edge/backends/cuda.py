@@ -1,0 +1,248 @@
+"""A bundle's native graphs on ONNX Runtime's CUDA provider, with our operators' GPU kernels.
+
+Owns what has to be there for that, what it takes of the GPU's memory, and what becomes of its errors. The cache, the
+frame's tokens and every activation stay on the device; a run is given the tokens' embeddings, angles and small tables,
+and gives back the logits. No CUDA graph is used: a decode step takes two tables from the host's memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge import contract
+from edge.backends.base import CacheView
+from edge.backends.ort import OrtBackend, uses_native_graph
+from edge.backends.ort_session import Provider, onnxruntime_module
+from edge.backends.place import DevicePlace
+from edge.bundle import Bundle
+from edge.contract import Manifest
+from edge.errors import BackendError, DeviceLostError, EdgeError, MemoryBudgetError
+from edge.gpu import Gpu
+from edge.gpu_abi import cubin_folder
+from edge.gpu_arrays import DeviceArray
+from edge.memory import bytes_text
+from edge.preprocess import PreprocessConfig
+
+PROVIDER = "CUDAExecutionProvider"
+_HOST_INPUTS = frozenset((contract.NEW_SLOTS, contract.SPANS, contract.WINDOW_STARTS))
+_TOKENS = 512  # most in one run: `decoder.MAX_PREFILL_TOKENS`
+_FIXED_BYTES = 512 << 20  # ONNX Runtime's own kernels, cuBLAS, and the driver's context
+_INSTALL = 'pip uninstall -y onnxruntime; pip install "onnxruntime-gpu[cuda,cudnn]"; docs/gpu.md has the details'
+_NO_CODE = re.compile(r"no kernel image|CUDA (failure|error) 209", re.IGNORECASE)
+_NO_MEMORY = re.compile(r"out of memory|failed to allocate|allocate.*failed|no memory", re.IGNORECASE)
+
+
+class CudaBackend(OrtBackend):
+    """Runs both native graphs on one GPU.
+
+    Args:
+      bundle: an open bundle.
+      threads: for what ONNX Runtime does on the CPU.
+      device: number of the GPU.
+      exclusive: refuse graphs of which any node would run on the CPU.
+      on_host: the operators launch the GPU kernels from ONNX Runtime's CPU provider; for tests with a driver whose
+        device memory is the host's.
+
+    Raises:
+      DeviceError: no GPU, no driver, too old a driver, or no kernels for this GPU.
+      BackendError: the bundle has no native graphs, or ONNX Runtime is a build without CUDA or cannot load it.
+      MemoryBudgetError: the weights do not fit in the GPU's memory.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        device: int = 0,
+        exclusive: bool = False,
+        on_host: bool = False,
+    ) -> None:
+        _check_graphs(bundle)
+        self.gpu = Gpu(device)
+        facts = self.gpu.facts
+        if not on_host:
+            check_provider()
+        check_weights_fit(bundle.manifest, facts.free_bytes, facts.name)
+        self._stream = self.gpu.make("stream")
+        name = f"{facts.name} (SM {facts.sm // 10}.{facts.sm % 10})"
+        place = DevicePlace(self.gpu, self._stream, ("cpu" if on_host else "cuda", device), _HOST_INPUTS, name)
+        entries = {"streamo.gpu": "host" if on_host else str(device), "streamo.gpu.kernels": str(cubin_folder())}
+        provider = Provider(entries=entries, diagnose=self._diagnose)
+        if not on_host:
+            options = _provider_options(bundle.manifest, device, self._stream)
+            provider = Provider(PROVIDER, options, entries, exclusive, self._diagnose)
+        super().__init__(bundle, threads=threads, provider=provider, place=place)
+        self.identity |= {
+            "gpu": facts.name,
+            "sm": str(facts.sm),
+            "driver": facts.driver_version,
+            "gpu kernels": _archive_digest(facts.kernel_sm),
+        }
+
+    def allocate_cache(self, capacity_tokens: int) -> None:
+        with self._loss_is_final():
+            super().allocate_cache(capacity_tokens)
+
+    def encode(self, patches: Any, rows: int, columns: int) -> Any:
+        with self._loss_is_final():
+            return super().encode(patches, rows, columns)
+
+    def run_decoder(
+        self, inputs_embeds: Any, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView
+    ) -> np.ndarray:
+        with self._loss_is_final():
+            return super().run_decoder(inputs_embeds, rope_cos, rope_sin, view)
+
+    def patches_of_frame(self, frame: DeviceArray, size: tuple[int, int], preprocess: PreprocessConfig) -> DeviceArray:
+        """`resize_frame` and `patchify` of a frame that is on the device: (P, 3 * patch**2), valid until the next one.
+
+        Args:
+          frame: (H, W, 3) uint8 RGB. size: height and width after the resize.
+        """
+        from edge.gpu_operations import patches_of_frame
+
+        patch = preprocess.patch_size
+        count = size[0] // patch * (size[1] // patch)
+        found = self._place.result("frame", (count, 3 * patch**2))
+        return patches_of_frame(
+            self.gpu,
+            frame,
+            new_size=size,
+            patch=patch,
+            merge=preprocess.merge_size,
+            mean=preprocess.image_mean,
+            deviation=preprocess.image_std,
+            output=found,  # type: ignore[arg-type]
+            stream=self._stream,
+        )
+
+    @contextmanager
+    def _loss_is_final(self) -> Iterator[None]:
+        """Give nothing back to a device that is lost: destructors would fail, and end the process their own way."""
+        try:
+            yield
+        except DeviceLostError:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+            raise
+
+    def _diagnose(self, error: Exception) -> EdgeError | None:
+        """What is behind an exception of ONNX Runtime: the device is lost, its memory is full, or something else."""
+        try:
+            self.gpu.synchronize(self._stream)
+        except DeviceLostError as lost:
+            return lost
+        except EdgeError:
+            pass  # ONNX Runtime's own words say more
+        facts = self.gpu.facts
+        if _NO_CODE.search(str(error)):
+            return BackendError(
+                f"ONNX Runtime {onnxruntime_module().__version__} has no machine code of its own for {facts.name} "
+                f"(SM {facts.sm // 10}.{facts.sm % 10})",
+                hint="Use `--backend tensorrt`, or a build of ONNX Runtime for this GPU; docs/gpu.md has the table",
+            )
+        if not _NO_MEMORY.search(str(error)):
+            return None
+        return MemoryBudgetError(
+            f"The memory of {facts.name} is full: a run needs more than the {bytes_text(facts.free_bytes)} that are "
+            f"free of {bytes_text(facts.memory_bytes)}",
+            hint="Use a smaller `--window`, a bundle with fewer bits, or end other programs on the GPU",
+        )
+
+
+def check_weights_fit(manifest: Manifest, free_bytes: int, device: str) -> None:
+    """Refuse a bundle whose weights and workspace are more than the device has free, before anything is loaded.
+
+    Raises:
+      MemoryBudgetError: with both numbers and the parts.
+    """
+    weights, workspace = weights_bytes(manifest), workspace_bytes(manifest)
+    if weights + workspace > free_bytes:
+        raise MemoryBudgetError(
+            f"The bundle needs {bytes_text(weights + workspace)} on {device}: {bytes_text(weights)} for weights and "
+            f"{bytes_text(workspace)} to work in, before any cache; {bytes_text(free_bytes)} is free",
+            hint="Export with `--weights int4`, end other programs on the GPU, or use `--backend cpu`",
+        )
+
+
+def weights_bytes(manifest: Manifest) -> int:
+    """Bytes of both components' weights on the device; float16 ones become float32 there."""
+    parts = (manifest.vision, manifest.decoder)
+    return sum(part.weights_bytes * (2 if part.weights == "fp16" else 1) for part in parts)
+
+
+def workspace_bytes(manifest: Manifest) -> int:
+    """An estimate of what runs take besides weights and cache: a few of each layer's activations, and the libraries."""
+    decoder, vision = manifest.decoder_facts, manifest.vision_facts
+    merge = manifest.preprocess.merge_size**2
+    text = _TOKENS * (4 * decoder.hidden_size + 3 * decoder.intermediate_size)
+    frame = manifest.max_visual_tokens * merge * (6 * vision.hidden_size + 3 * vision.intermediate_size)
+    return 4 * (text + frame + decoder.vocab_size) + _FIXED_BYTES
+
+
+def _check_graphs(bundle: Bundle) -> None:
+    from edge import native
+
+    missing = native.available()
+    if missing is not None:
+        raise BackendError(f"Backend cuda needs the native library: {missing}", hint="Install streamo-edge again")
+    for name, part in (("vision", bundle.manifest.vision), ("decoder", bundle.manifest.decoder)):
+        if not uses_native_graph(part):
+            raise BackendError(
+                f"Backend cuda runs native graphs, and bundle `{bundle.path.name}` has none of its {name}",
+                hint="Use `--backend cpu`",
+            )
+
+
+def check_provider() -> None:
+    """Say why the CUDA provider cannot be loaded; ONNX Runtime itself would go on with the CPU.
+
+    Raises:
+      BackendError: with the library that is missing.
+    """
+    runtime = onnxruntime_module()
+    if PROVIDER not in runtime.get_available_providers():
+        raise BackendError(
+            f"This ONNX Runtime, {runtime.__version__}, is a build without CUDA: it has "
+            f"{', '.join(runtime.get_available_providers())}",
+            hint=_INSTALL,
+        )
+    if hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()  # finds CUDA and cuDNN in packages of this Python
+    folder = Path(runtime.__file__).parent / "capi"
+    try:
+        for name in ("shared", "cuda"):
+            path = folder / f"libonnxruntime_providers_{name}.so"
+            if path.exists():
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise BackendError(
+            f"The CUDA provider of ONNX Runtime {runtime.__version__} cannot be loaded: {error}", hint=_INSTALL
+        ) from None
+
+
+def _provider_options(manifest: Manifest, device: int, stream: int) -> dict[str, str]:
+    exact = "fp32" in (manifest.vision.weights, manifest.decoder.weights)
+    return {
+        "device_id": str(device),
+        "user_compute_stream": str(stream),
+        "arena_extend_strategy": "kSameAsRequested",  # doubling would take twice the weights
+        "use_tf32": "0" if exact else "1",
+    }
+
+
+def _archive_digest(sm: int) -> str:
+    """Of the kernels in use."""
+    try:
+        content = (cubin_folder() / f"sm_{sm}.cubins").read_bytes()
+    except OSError:
+        return "unknown"
+    return hashlib.sha256(content).hexdigest()[:12]
