@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,12 @@ def measure(
     seed: int,
     progress: Progress,
     report: Report,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run the day.
 
     Args:
+      options: further ones of the session: its backend.
       seed: of the first scene.
       report: given each hour's figures as soon as it is over, so that an interrupted day is not lost.
 
@@ -62,7 +64,7 @@ def measure(
 
     threads = threads or available_cores()
     bundle = edge.open_bundle(bundle_path)
-    session = edge.StreamSession(bundle, window_turns=window_turns, threads=threads, policy=policy)
+    session = edge.StreamSession(bundle, window_turns=window_turns, threads=threads, policy=policy, **(options or {}))
     log = DayLog(turns)
     answers: list[tuple[str, str]] = []
     for t, (pixels, scene) in enumerate(_frames(turns, seed)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,9 +88,19 @@ def time_resend(loop: Any, frames: Sequence[np.ndarray], question: str, depth: i
 
 
 def measure(
-    bundle_path: Path, checkpoint: Path, *, repeats: int, threads: int | None, seed: int, progress: Progress
+    bundle_path: Path,
+    checkpoint: Path,
+    *,
+    repeats: int,
+    threads: int | None,
+    seed: int,
+    progress: Progress,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Time both loops on one stream.
+
+    Args:
+      options: further ones of our session: its backend.
 
     Returns:
       `ours_ms`, `resend_ms` and their minima by depth, `flatness`, `speedup`, sample counts and the machine.
@@ -102,7 +112,11 @@ def measure(
 
     threads = threads or available_cores()
     session = edge.StreamSession(
-        edge.open_bundle(bundle_path), window_turns=WINDOW_TURNS, max_reply_tokens=MAX_REPLY_TOKENS, threads=threads
+        edge.open_bundle(bundle_path),
+        window_turns=WINDOW_TURNS,
+        max_reply_tokens=MAX_REPLY_TOKENS,
+        threads=threads,
+        **(options or {}),
     )
     loop = _official_loop(checkpoint, threads)
     frames, question = silent_stream(max(DEPTHS_TURNS), seed)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.cli import bench_day, bench_decoder, bench_gpu, bench_kernels, bench_quantisation, console
+from apps.cli.backend import add_backend, backend_options
 from apps.cli.bench_card import report
 from apps.cli.bundles import add_bundle, chosen_bundle
 from apps.cli.parsing import number, thread_count
@@ -27,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _configure_turn(parser: argparse.ArgumentParser) -> None:
     add_bundle(parser)
+    add_backend(parser)
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -62,6 +64,7 @@ def _run_turn(args: argparse.Namespace) -> int:
             threads=args.threads,
             seed=args.seed,
             progress=progress,
+            options=backend_options(args),
         )
     report(result, print_result, as_json=args.json)
     return 0

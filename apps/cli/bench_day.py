@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from apps.cli import console
+from apps.cli.backend import add_backend, backend_options
 from apps.cli.bench_card import report
 from apps.cli.bundles import add_bundle, chosen_bundle
 from apps.cli.parsing import number, thread_count
@@ -20,6 +21,7 @@ A_DAY_TURNS = 24 * 3600
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_bundle(parser)
+    add_backend(parser)
     parser.add_argument(
         "--turns", type=number(int, at_least=3000), default=A_DAY_TURNS, metavar="N", help=f"default {A_DAY_TURNS}"
     )
@@ -51,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             progress=progress,
             report=log_hour,
+            options=backend_options(args),
         )
     report(result, print_result, as_json=args.json)
     return 0

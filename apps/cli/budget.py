@@ -52,13 +52,15 @@ def check_budget(
       MemoryBudgetError: more than is free; names both, and the largest window that fits.
       UsageError: as `plan_here`.
     """
+    from edge.backends import free_bytes
     from edge.capacity import check_fits
 
     plan, chosen = plan_here(
         bundle, window_turns=window_turns, max_reply_tokens=max_reply_tokens, policy=policy, backend=backend
     )
     manifest = bundle.manifest
-    check_fits(plan, manifest.vision.weights_bytes + manifest.decoder.weights_bytes)
+    weights_bytes = manifest.vision.weights_bytes + manifest.decoder.weights_bytes
+    check_fits(plan, weights_bytes, free_bytes=free_bytes(backend))
     frames = plan.total_bytes - plan.kv_bytes
     seconds = f"{plan.window_s / fps:g} s"
     kept = f", kept frames {bytes_text(frames)}" if frames else ""

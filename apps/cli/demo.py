@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from apps.cli import console
+from apps.cli.backend import add_backend, backend_options, say_where
 from apps.cli.bundles import add_precisions, chosen_bundle
 from apps.cli.exits import INTERRUPTED
 from apps.cli.parsing import number, thread_count
@@ -30,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--output-dir", type=Path, default=Path(), metavar="DIR", help="where the files go; default here")
     add("--pace", choices=("realtime", "fast"), default="realtime", help="default realtime")
     add_precisions(parser)
+    add_backend(parser)
     add("--threads", type=thread_count, metavar="N", help="threads of the backend")
     add("--json", action="store_true", help="end with the run's figures as one JSON document")
 
@@ -46,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     with console.progress() as progress:
         bundle = open_bundle(chosen_bundle(None, progress, weights=args.weights, kv=args.kv))
     stream = make_demo_stream(args.seed, args.seconds)
-    session = StreamSession(bundle, threads=args.threads)
+    session = StreamSession(bundle, threads=args.threads, **backend_options(args))
+    say_where(session)
     console.say(
         f"A {args.seconds} s stream that this model has never seen, with {len(stream.questions)} questions on the way. "
         "`?` marks a question; the rest is the model speaking by itself, or keeping silent.\n"

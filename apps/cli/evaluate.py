@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from apps.cli import console
+from apps.cli.backend import add_backend, backend_options
 from apps.cli.bundles import add_bundle, add_precisions, chosen_bundle
 from apps.cli.parsing import number, seed_range, thread_count
 
@@ -20,6 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", choices=("demo",), help="which streams: `demo`, the demonstration's own world")
     add_bundle(parser)
     add_precisions(parser)
+    add_backend(parser)
     parser.add_argument(
         "--seeds", type=seed_range, default=range(50000, 50050), metavar="A:B", help="default 50000:50050 (B excluded)"
     )
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     with console.progress() as progress:
         bundle = open_bundle(chosen_bundle(args.bundle, progress, weights=args.weights, kv=args.kv))
-    session = StreamSession(bundle, window_turns=args.window, threads=args.threads)
+    session = StreamSession(bundle, window_turns=args.window, threads=args.threads, **backend_options(args))
 
     def run_stream(stream: Stream) -> list[tuple[str, str]]:
         return [(turn.state.value, turn.text) for turn in run_session(session, stream)]

@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect": ("apps.cli.inspect", "what a bundle is, what it will cost, and how exact it is"),
     "run": ("apps.cli.run", "let a bundle watch a video, a folder of pictures or a camera"),
     "eval": ("apps.cli.evaluate", "measure a bundle's answers on streams with known answers"),
+    "doctor": ("apps.cli.doctor", "what this machine has, and what each backend lacks"),
     "bench": ("apps.cli.bench", "measure what a turn costs on this machine"),
 }
 

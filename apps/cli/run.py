@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from apps.cli import console
+from apps.cli.backend import add_backend, backend_options, say_where
 from apps.cli.exits import INTERRUPTED
 from apps.cli.parsing import closest, number, thread_count, turn_rate
 from edge.errors import UsageError
@@ -51,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "default slide, where the native kernels are installed",
     )
     add("--window", type=number(int, at_least=1, unit="turns"), metavar="N", help="turns kept; default the bundle's")
-    add("--backend", choices=("cpu", "cuda", "tensorrt"), default="cpu", help="default cpu")
+    add_backend(parser)
     add("--threads", type=thread_count, metavar="N", help="threads of the backend")
     add("--max-reply-tokens", type=number(int, at_least=1), metavar="N", help="longer replies are cut")
     add("--temperature", type=number(float, at_least=0), default=0.0, metavar="T", help="0, the default, is greedy")
@@ -187,15 +188,14 @@ def make_session(args: argparse.Namespace) -> StreamSession:
     console.say(budget)
     session = StreamSession(
         bundle,
-        backend=args.backend,
         policy=args.policy,
         window_turns=args.window,
         max_reply_tokens=args.max_reply_tokens,
         sampling=sampling,
         threads=args.threads,
+        **backend_options(args),
     )
-    for notice in session.notices:
-        console.say(f"warning: {notice}")
+    say_where(session)
     return session
 
 
