@@ -1,0 +1,83 @@
+"""The CUDA backend on a GPU: `pytest -m gpu`. Needs onnxruntime-gpu, the GPU kernels' archives, and the demo extra."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apps.demo import CHECKPOINT
+from apps.demo.world import make_demo_stream
+from edge import StreamSession
+from edge.backends import load_backend
+from edge.bundle import Bundle, open_bundle
+from edge.first_run import compare_turns
+from edge.stored_turns import read_stored_turns
+from edge.turn import Turn
+
+pytestmark = pytest.mark.gpu
+
+SECONDS = 40
+MANY_TURNS = 10_000
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8", "int4"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    from apps.demo.bundle import RECORDED_REFERENCE
+    from export.api import export_checkpoint
+
+    folder = tmp_path_factory.mktemp("demo") / "bundle"
+    export_checkpoint(CHECKPOINT, folder, weights=request.param, reference=RECORDED_REFERENCE)
+    return open_bundle(folder)
+
+
+@pytest.fixture(scope="module")
+def backend(bundle: Bundle) -> Iterator[Any]:
+    yield load_backend("cuda", bundle, require_gpu=True, check=False)
+
+
+def turns(bundle: Bundle, backend: Any) -> list[Turn]:
+    stream = make_demo_stream(11, SECONDS)
+    session = StreamSession(bundle, backend=backend, window_turns=20, check_first_run=False)
+    found = []
+    for t in range(SECONDS):
+        if t in stream.questions:
+            session.ask(stream.questions[t])
+        found.append(session.push(stream.render(t), t))
+    return found
+
+
+def test_the_stored_turns_come_out_as_where_the_bundle_was_exported(bundle: Bundle, backend: Any) -> None:
+    stored = read_stored_turns(bundle.file(bundle.manifest.stored_turns))
+    found = compare_turns(bundle, backend, stored)
+    print(found.figures)
+    assert found.passed, found.beyond
+
+
+def test_the_demonstration_has_the_states_and_texts_of_the_cpu(bundle: Bundle, backend: Any) -> None:
+    on_gpu, on_cpu = turns(bundle, backend), turns(bundle, "cpu")
+    assert [(turn.state, turn.text) for turn in on_gpu] == [(turn.state, turn.text) for turn in on_cpu]
+
+
+def test_the_same_stream_gives_the_same_bits_again(bundle: Bundle, backend: Any) -> None:
+    first, second = turns(bundle, backend), turns(bundle, backend)
+    for one, other in zip(first, second, strict=True):
+        assert (one.logits is None) == (other.logits is None)
+        assert one.logits is None or other.logits is None or np.array_equal(one.logits, other.logits)
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_ten_thousand_turns(bundle: Bundle, backend: Any) -> None:
+    session = StreamSession(bundle, backend=backend, window_turns=20, max_reply_tokens=4)
+    session.ask("What happens?")
+    frame, free, resident = np.zeros((140, 252, 3), np.uint8), [], []
+    for t in range(MANY_TURNS):
+        session.push(frame, t)
+        if t % 1000 == 999:
+            free.append(backend.free_bytes())
+            resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+    assert free[0] - min(free[1:]) < 8 << 20
+    assert max(resident[1:]) - resident[0] < 20 << 20
