@@ -132,8 +132,7 @@ def export_checkpoint(
             hint="Leave the limits out, or compare all layers with `--parity-layers all`",
         )
     held_out_limits(plan.coarsest, (KV_DTYPES.get(kv_wanted, "int8"),), gate or {})  # before the work
-    calibrated = _digest(clip for clip in clips or () if not clip.held_out)
-    options = {"plan": asdict(plan), "kv": kv_wanted, "clips": calibrated}
+    options = {"plan": asdict(plan), "kv": kv_wanted, "clips": _digest(c for c in clips or () if not c.held_out)}
     key = resume_key(checkpoint, {contract.TOKENIZER_FILE: source.tokenizer}, options)
     turns = calibration_needs(checkpoint, plan, source.preprocess, clips or [])
     needed_bytes = bundle_bytes(checkpoint, plan) + turns.kept_bytes
@@ -151,11 +150,16 @@ def export_checkpoint(
         parity = prove(written, source.probe, recorded, held_out, partial(report, "parity"), compared, recorder)
         if not allow_mismatch:
             require_parity(parity)
-        if recorder.content:
-            bundle.add(contract.TURNS_FILE, recorder.content)
+        _add_turns(bundle, recorder.content)
         manifest = _manifest(source, bundle, table, (tower, vision_writer), made, parity)
         bundle.publish(manifest)
     return manifest
+
+
+def _add_turns(bundle: BundleWriter, content: bytes) -> None:
+    """The turns for a first run elsewhere; none where the whole graphs were not run."""
+    if content:
+        bundle.add(contract.TURNS_FILE, content)
 
 
 def _method(wanted: str | None, clips: Sequence[Clip] | None) -> str:

@@ -296,7 +296,7 @@ def test_a_question_longer_than_the_window_exits_with_2(cli, demo_bundle):
     assert "token" in outcome.error
 
 
-@pytest.mark.parametrize("words", [("--backend", "cuda"), ("--backend", "tensorrt"), ("--fps", "4"), ("--top-p", "7")])
+@pytest.mark.parametrize("words", [("--fps", "4"), ("--top-p", "7")])
 def test_what_this_version_cannot_do_is_said(cli, demo_bundle, words):
     outcome = cli("run", demo_bundle.path, "--source", "synthetic:table?seconds=2", *ASK, "--pace", "fast", *words)
     assert outcome.code == 2
