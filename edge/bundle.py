@@ -90,7 +90,8 @@ def _check_names(manifest: Manifest) -> None:
         if not _PLAIN_NAME.fullmatch(name):
             raise BundleError(f"`{MANIFEST_FILE}` names the file {name!r}; only plain names inside the bundle are read")
     needed = [TOKENIZER_FILE, manifest.embedding.file, manifest.vision.file, manifest.decoder.file]
-    needed += [part.native_file for part in (manifest.vision, manifest.decoder) if part.native_file]
+    for part in (manifest.vision, manifest.decoder):
+        needed += [name for name in (part.native_file, part.tensorrt_file) if name]
     needed += [manifest.stored_turns] if manifest.stored_turns else []
     for name in needed:
         if name not in manifest.files:

@@ -27,6 +27,10 @@ VISION_FILE = "vision.onnx"
 DECODER_FILE = "decoder.onnx"
 NATIVE_VISION_FILE = "vision.native.onnx"
 NATIVE_DECODER_FILE = "decoder.native.onnx"
+TENSORRT_VISION_FILE = "vision.tensorrt.onnx"
+TENSORRT_DECODER_FILE = "decoder.tensorrt.onnx"
+TENSORRT_DATA_FILE = "decoder.tensorrt.data"
+"""Float16 scales of the decoder's 4-bit weights, where TensorRT multiplies with them itself."""
 EMBEDDING_FILE = "embeddings.bin"
 TURNS_FILE = "turns.npz"
 MAX_MANIFEST_BYTES = 4 << 20
@@ -75,6 +79,32 @@ WINDOW_ATTENTION = "WindowAttention"
 -> (P, heads D); attributes num_heads, scale. Patches of one window lie side by side.
 """
 
+# The TensorRT graphs: float16 products of TensorRT's own inside a float32 residual stream, over the same weights' bytes,
+# and operators of the plugin library built from `kernels/adapters/tensorrt/`. A plugin's inputs are never left out from
+# the middle; attributes say which are there. What TensorRT must not interpret comes as int32 words of the same bytes.
+PLUGIN_NAMESPACE = "streamo"
+PLUGIN_VERSION = "1"
+TABLE_ATTENTION = "StreamoTableAttention"
+"""SpanAttention and SpanAttentionInt8 with new_slots and spans in the form that the GPU kernels read.
+
+(qkv, qkv_bias, rope_cos, rope_sin, key_cache, value_cache, attention_table, run_cos, run_sin
+ [, key_scales, value_scales] [, key_offset, slot_cos, slot_sin])
+-> (attention, key_cache, value_cache [, key_scales, value_scales]); attributes num_heads, num_kv_heads, int8_cache,
+key_offset, most_spans (int), scale (float).
+
+  key_cache and value_cache (1, Hkv, C, D) float32, or for int8 (1, Hkv, C, D / 4) int32: four codes a word.
+  attention_table (words,) int32: what `streamo_gpu_attention_table` writes for `most_spans`.
+The caches and scales are updated in place: each output is its input's memory.
+"""
+PLUGIN_MATMUL = "StreamoMatMul"
+"""StreamMatMul(input, codes, scales [, bias] [, residual]) with codes as (K N bits / 32,) int32 words; attributes bits,
+block_size, gated, bias, residual (int). For quantised weights that TensorRT has no weight-only product for.
+"""
+TENSORRT_INT4_BLOCKS = (64, 128)
+"""The blocks of 4-bit weights that TensorRT multiplies with itself; it takes blocks of no other type in all versions."""
+MOST_SPANS = 256
+"""Stretches of the cache that one step of the TensorRT decoder can look back at."""
+
 # Vision graph.
 PATCHES = "patches"  # (P, 3 * patch**2) float32: a frame fills both temporal slices, so their weights are summed
 VISION_COS = "vision_rope_cos"  # (P, D / 2) float32
@@ -92,6 +122,7 @@ NEW_SLOTS = "new_slots"  # (T,) int32; this and the following: native graph only
 SPANS = "spans"  # (S, 3) int32: slot, length, run of the cached rows to attend to, none of them new
 RUN_COS = "run_cos"  # (R, D / 2) float32: how much further the query is turned for a run
 RUN_SIN = "run_sin"  # (R, D / 2) float32
+ATTENTION_TABLE = "attention_table"  # (words,) int32; TensorRT graph only, in place of new_slots and spans
 SLOT_COS = "slot_cos"  # (C, D / 2) float32: the angles each row was written with; only if a layer has a key offset
 SLOT_SIN = "slot_sin"  # (C, D / 2) float32
 LOGITS = "logits"  # (1, V) float32, of the last token only
@@ -195,7 +226,7 @@ class TensorFacts:
 
 @dataclass(frozen=True)
 class Component:
-    """One graph of the bundle, and the same with our own operators over the same weights."""
+    """One graph of the bundle, and the same with our own operators and for TensorRT over the same weights."""
 
     file: str
     weights: str  # fp32, fp16, int8 or int4
@@ -203,6 +234,7 @@ class Component:
     inputs: tuple[TensorFacts, ...]  # of the stock graph
     outputs: tuple[TensorFacts, ...]
     native_file: str = ""  # "" where our operators do not cover the model's shape
+    tensorrt_file: str = ""  # likewise
 
 
 @dataclass(frozen=True)

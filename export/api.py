@@ -42,6 +42,7 @@ from export.source import Source, open_source
 from export.stored_turns import TurnsRecorder
 from export.stream_attention import stream_attention_function
 from export.stream_config import PREPROCESSOR_FILE
+from export.tensorrt import TensorRTOperators, any_half_scales, write_half_scales
 from export.turns import Clip, Conversation, Spelling, converse, describe_turns
 from export.vision import build_vision
 from export.weight_store import StoredTensor, WeightFile
@@ -348,7 +349,9 @@ def _write_vision(
     if not native:
         return component, writer
     bundle.add(contract.NATIVE_VISION_FILE, build(operators=NativeOperators).serialize("vision", PRODUCER))
-    return replace(component, native_file=contract.NATIVE_VISION_FILE), writer
+    bundle.add(contract.TENSORRT_VISION_FILE, build(operators=TensorRTOperators).serialize("vision", PRODUCER))
+    files = {"native_file": contract.NATIVE_VISION_FILE, "tensorrt_file": contract.TENSORRT_VISION_FILE}
+    return replace(component, **files), writer
 
 
 @dataclass(frozen=True)
@@ -393,7 +396,9 @@ def _write_decoder(
     if native:
         graph = build(operators=NativeOperators.of(dtypes)).serialize("decoder", PRODUCER)
         bundle.add(contract.NATIVE_DECODER_FILE, graph)
-        component = replace(component, native_file=contract.NATIVE_DECODER_FILE)
+        _write_tensorrt_decoder(bundle, writer, facts, dtypes)
+        files = {"native_file": contract.NATIVE_DECODER_FILE, "tensorrt_file": contract.TENSORRT_DECODER_FILE}
+        component = replace(component, **files)
     precision = WeightPrecision(
         method=plan.method if plan.quantized else "",
         block_size=plan.block if plan.rounded else 0,
@@ -403,6 +408,18 @@ def _write_decoder(
         calibration=describe_turns(talks) if calibrating else {},
     )
     return _Decoder(component, writer, dtypes, found.kv_layers, precision)
+
+
+def _write_tensorrt_decoder(
+    bundle: BundleWriter, writer: WeightWriter, facts: contract.DecoderFacts, kv_dtypes: tuple[str, ...]
+) -> None:
+    """The decoder graph for TensorRT, and the scales that only it reads, if it reads any."""
+    if any_half_scales(writer.stored):
+        with bundle.weight_file(contract.TENSORRT_DATA_FILE) as file:
+            writer.stored.update(write_half_scales(bundle.folder, writer.stored, file))
+        bundle.record(contract.TENSORRT_DATA_FILE, file.facts())
+    graph = build_decoder(facts, writer.stored, operators=TensorRTOperators.of(kv_dtypes))
+    bundle.add(contract.TENSORRT_DECODER_FILE, graph.serialize("decoder", PRODUCER))
 
 
 def _marking(file: WeightFile, report: Step) -> Step:

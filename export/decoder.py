@@ -88,7 +88,6 @@ def build_head(
 
 
 def _head(make: StockOperators, facts: DecoderFacts, hidden: str) -> None:
-    """Unquantised, the head keeps the embedding table's layout (V, W), and a tied one shares its bytes."""
     builder = make.builder
     builder.scope("head")
     normed = make.rms_norm(hidden, "final_norm", facts.rms_norm_eps)
@@ -97,5 +96,5 @@ def _head(make: StockOperators, facts: DecoderFacts, hidden: str) -> None:
         make.linear(normed, "head", output=contract.LOGITS)
     else:
         words = builder.stored["head.weight"].shape[0]
-        builder.op("Gemm", normed, make.dense("head.weight"), transB=1, output=contract.LOGITS)
+        make.tied_head(normed, output=contract.LOGITS)
     builder.output(contract.LOGITS, "float32", (1, words))

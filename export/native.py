@@ -102,6 +102,10 @@ class NativeOperators(StockOperators):
         self.builder.input(contract.RUN_COS, "float32", ("R", half))
         self.builder.input(contract.RUN_SIN, "float32", ("R", half))
         self._cache_tensors(facts, layers)
+        self._slot_inputs(half, layers)
+
+    def _slot_inputs(self, half: int, layers: range) -> None:
+        """Declare the angles of every row, where a layer needs them to put its offset back."""
         if any(key_offset_name(layer) in self.builder.stored for layer in layers):
             self.builder.input(contract.SLOT_COS, "float32", ("C", half))
             self.builder.input(contract.SLOT_SIN, "float32", ("C", half))

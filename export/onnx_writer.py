@@ -98,6 +98,10 @@ class GraphBuilder:
         """A weight in an external file as one vector of its bytes, for operators that unpack it themselves."""
         return self._external(name, "uint8", (self.stored[name].length,))
 
+    def weight_words_of(self, name: str) -> str:
+        """The same as a vector of int32 words, for TensorRT, which keeps bytes to itself."""
+        return self._external(name, "int32", (self.stored[name].length // 4,))
+
     def _external(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:
         if name not in self._initializers:
             stored = self.stored[name]

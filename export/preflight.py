@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge.contract import TENSORRT_INT4_BLOCKS
 from export.calibration_needs import CalibrationNeeds
 from export.checkpoint import DECODER_MAPS, EMBEDDING, HEAD, TEXT, VISUAL, Checkpoint
 from export.plan import QUANTIZED, Plan, value_bytes
@@ -53,6 +54,8 @@ def bundle_bytes(checkpoint: Checkpoint, plan: Plan) -> int:
         elif name != HEAD:
             part = plan.vision if name.startswith(VISUAL) else _planned(plan, name)
             total += entry.count * value_bytes(part if len(entry.shape) > 1 else "fp32", plan.block)
+            if part == "int4" and plan.block in TENSORRT_INT4_BLOCKS:
+                total += entry.count * 2 / plan.block  # the scales once more, in float16, for TensorRT
     if plan.head != plan.embedding or plan.head in QUANTIZED or not checkpoint.facts.decoder.tied_embeddings:
         total += checkpoint.entries[checkpoint.head_name].count * value_bytes(plan.head, plan.block)
     return int(total * 1.03)  # rows filled up to whole blocks, page alignment, the graphs

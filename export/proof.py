@@ -189,6 +189,7 @@ def _problems(written: Written) -> list[str]:
     files = [(contract.DECODER_FILE, contract.VISION_FILE)]
     if written.kv_dtypes is not None:
         files.append((contract.NATIVE_DECODER_FILE, contract.NATIVE_VISION_FILE))
+        files.append((contract.TENSORRT_DECODER_FILE, contract.TENSORRT_VISION_FILE))
     found = []
     for decoder_file, vision_file in files:
         found += decoder_problems(written.folder / decoder_file, facts.decoder, stored)

@@ -98,6 +98,10 @@ class StockOperators:
 
     # Decoder ---------------------------------------------------------------------------------------------------
 
+    def tied_head(self, values: str, *, output: str) -> None:
+        """The unquantised head: it keeps the embedding table's layout (V, W), and a tied one shares its bytes."""
+        self.builder.op("Gemm", values, self.dense("head.weight"), transB=1, output=output)
+
     def cache_inputs(self, facts: DecoderFacts, layers: range) -> None:
         """Declare what tells the attention of `layers` about the tokens before these."""
         self.builder.input(contract.CACHE_LENGTH, "int32", (1,))
@@ -124,7 +128,9 @@ class StockOperators:
         inputs = [qkv, self.dense(f"layers.{layer}.qkv.bias"), contract.ROPE_COS, contract.ROPE_SIN, *caches]
         return self._attention_node(facts, layer, contract.STREAM_ATTENTION, [*inputs, contract.CACHE_LENGTH], caches)
 
-    def _attention_node(self, facts: DecoderFacts, layer: int, op: str, inputs: list[str], caches: list[str]) -> str:
+    def _attention_node(
+        self, facts: DecoderFacts, layer: int, op: str, inputs: list[str], caches: list[str], **attributes: int | str
+    ) -> str:
         return self.builder.node(
             op,
             inputs,
@@ -133,6 +139,7 @@ class StockOperators:
             num_heads=facts.num_heads,
             num_kv_heads=facts.num_kv_heads,
             scale=facts.head_dim**-0.5,
+            **attributes,
         )[0]
 
     # Vision ----------------------------------------------------------------------------------------------------
@@ -154,12 +161,16 @@ class StockOperators:
         queries = builder.op("Transpose", queries, perm=[1, 0, 2])
         keys = builder.op("Transpose", keys, perm=[1, 2, 0])
         values = builder.op("Transpose", values, perm=[1, 0, 2])
-        scores = builder.op("MatMul", queries, keys)
-        if not full:
-            scores = builder.op("Add", scores, contract.WINDOW_MASK)
-        mixed = builder.op("MatMul", builder.op("Softmax", scores, axis=-1), values)
+        mixed = self._mixed(queries, keys, values, None if full else contract.WINDOW_MASK)
         mixed = builder.op("Transpose", mixed, perm=[1, 0, 2])
         return builder.op("Reshape", mixed, builder.constant([-1, heads * width], "int64"))
+
+    def _mixed(self, queries: str, keys: str, values: str, mask: str | None) -> str:
+        """Softmax of the scores, plus `mask` (P, P), times the values: (heads, P, D)."""
+        scores = self.builder.op("MatMul", queries, keys)
+        if mask:
+            scores = self.builder.op("Add", scores, mask)
+        return self.builder.op("MatMul", self.builder.op("Softmax", scores, axis=-1), values)
 
     def _rotate(self, values: str, half: int) -> str:
         """Rotate (P, heads, D); element i pairs with element i + D / 2."""

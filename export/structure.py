@@ -22,7 +22,14 @@ from export.vision import EPSILON as VISION_EPSILON
 from export.weight_store import StoredTensor
 
 NATIVE_NORM = "SimplifiedLayerNormalization"
-ATTENTIONS = (contract.STREAM_ATTENTION, contract.SPAN_ATTENTION, contract.SPAN_ATTENTION_INT8)
+ATTENTIONS = (
+    contract.STREAM_ATTENTION,
+    contract.SPAN_ATTENTION,
+    contract.SPAN_ATTENTION_INT8,
+    contract.TABLE_ATTENTION,
+)
+WORD_BYTES = {ELEMENT_TYPES["uint8"]: 1, ELEMENT_TYPES["int32"]: 4}
+"""Of a weight that its operator unpacks itself."""
 LAYER = re.compile(r"(?:layers|blocks)\.\d+\b")
 
 
@@ -110,9 +117,9 @@ class _Graph:
                 yield f"`{self.name}` uses a weight `{name}` that was not written"
             elif found != (entry.file, entry.offset, entry.length):
                 yield f"`{self.name}` reads `{name}` from {found}, it was written to {_place(entry)}"
-            elif tensor.data_type == ELEMENT_TYPES["uint8"]:
-                if list(tensor.dims) != [entry.length]:
-                    yield f"`{self.name}` reads `{name}` as {list(tensor.dims)} bytes, it has {entry.length}"
+            elif tensor.data_type in WORD_BYTES:
+                if [n * WORD_BYTES[tensor.data_type] for n in tensor.dims] != [entry.length]:
+                    yield f"`{self.name}` reads `{name}` as {list(tensor.dims)} words, it has {entry.length} bytes"
             elif (tensor.data_type, tuple(tensor.dims)) != (ELEMENT_TYPES[entry.dtype], entry.shape):
                 yield f"`{self.name}` reads `{name}` as {list(tensor.dims)}, it was written as {list(entry.shape)}"
 
