@@ -79,9 +79,9 @@ WINDOW_ATTENTION = "WindowAttention"
 -> (P, heads D); attributes num_heads, scale. Patches of one window lie side by side.
 """
 
-# The TensorRT graphs: float16 products of TensorRT's own inside a float32 residual stream, over the same weights' bytes,
-# and operators of the plugin library built from `kernels/adapters/tensorrt/`. A plugin's inputs are never left out from
-# the middle; attributes say which are there. What TensorRT must not interpret comes as int32 words of the same bytes.
+# The TensorRT graphs: float16 products of TensorRT's own inside a float32 residual stream, over the same weights'
+# bytes, and operators of the plugin library built from `kernels/adapters/tensorrt/`. A plugin's inputs are never left
+# out from the middle; attributes say which are there. What TensorRT must not interpret comes as int32 words.
 PLUGIN_NAMESPACE = "streamo"
 PLUGIN_VERSION = "1"
 TABLE_ATTENTION = "StreamoTableAttention"
@@ -101,7 +101,7 @@ PLUGIN_MATMUL = "StreamoMatMul"
 block_size, gated, bias, residual (int). For quantised weights that TensorRT has no weight-only product for.
 """
 TENSORRT_INT4_BLOCKS = (64, 128)
-"""The blocks of 4-bit weights that TensorRT multiplies with itself; it takes blocks of no other type in all versions."""
+"""The blocks of 4-bit weights that TensorRT multiplies with itself; not all versions take blocks of another type."""
 MOST_SPANS = 256
 """Stretches of the cache that one step of the TensorRT decoder can look back at."""
 

@@ -38,6 +38,12 @@ class BundleError(EdgeError):
     exit_code = 3
 
 
+class EngineError(EdgeError):
+    """A TensorRT engine cannot be built or used: another version or device, no plugin, a graph that is refused."""
+
+    exit_code = 3
+
+
 class CheckpointError(EdgeError):
     """A checkpoint cannot be exported: another architecture, missing tensors, wrong shapes, unsafe files."""
 
@@ -82,3 +88,7 @@ class DeviceLostError(BackendError):
     """The device is unusable for the rest of this process; the process must be restarted."""
 
     exit_code = 70
+
+
+class DeviceError(BackendError):
+    """There is no GPU to compute on: no driver, one that is too old, no such device, or no kernels for it."""

@@ -350,8 +350,8 @@ def _write_vision(
         return component, writer
     bundle.add(contract.NATIVE_VISION_FILE, build(operators=NativeOperators).serialize("vision", PRODUCER))
     bundle.add(contract.TENSORRT_VISION_FILE, build(operators=TensorRTOperators).serialize("vision", PRODUCER))
-    files = {"native_file": contract.NATIVE_VISION_FILE, "tensorrt_file": contract.TENSORRT_VISION_FILE}
-    return replace(component, **files), writer
+    component = replace(component, native_file=contract.NATIVE_VISION_FILE)
+    return replace(component, tensorrt_file=contract.TENSORRT_VISION_FILE), writer
 
 
 @dataclass(frozen=True)
@@ -397,8 +397,8 @@ def _write_decoder(
         graph = build(operators=NativeOperators.of(dtypes)).serialize("decoder", PRODUCER)
         bundle.add(contract.NATIVE_DECODER_FILE, graph)
         _write_tensorrt_decoder(bundle, writer, facts, dtypes)
-        files = {"native_file": contract.NATIVE_DECODER_FILE, "tensorrt_file": contract.TENSORRT_DECODER_FILE}
-        component = replace(component, **files)
+        component = replace(component, native_file=contract.NATIVE_DECODER_FILE)
+        component = replace(component, tensorrt_file=contract.TENSORRT_DECODER_FILE)
     precision = WeightPrecision(
         method=plan.method if plan.quantized else "",
         block_size=plan.block if plan.rounded else 0,

@@ -13,7 +13,7 @@ from edge import contract
 from edge.contract import DecoderFacts, VisionFacts
 from export.config import ModelFacts
 from export.onnx_writer import GraphBuilder
-from export.stock import StockOperators
+from export.stock import Operators, StockOperators
 
 HEAD_DIM_MULTIPLE = 16
 LARGEST_HEAD_DIM = 256
@@ -48,7 +48,7 @@ class NativeOperators(StockOperators):
         self._kv_dtypes = kv_dtypes
 
     @classmethod
-    def of(cls, kv_dtypes: tuple[str, ...]) -> partial[NativeOperators]:
+    def of(cls, kv_dtypes: tuple[str, ...]) -> Operators:
         """The operators of graphs with these caches."""
         return partial(cls, kv_dtypes=kv_dtypes)
 

@@ -11,15 +11,14 @@ everywhere, so only what goes into a matrix product is float16:
   largest value to `LARGEST_INPUT`, and the result multiplied again: with weights whose columns sum to less than
   65504 / `LARGEST_INPUT` = 1023 in magnitude nothing can overflow, whatever the row.
 
-Quantised weights: 4 bits in blocks of 64 or 128 are TensorRT's own weight-only product, a `DequantizeLinear` with float16
-scales in front of the `MatMul`. TensorRT has none for other blocks, and 10.x none for blocks of 8 bits; the plugin takes
-those as they are. Weights are the stock graph's bytes; only the float16 scales are written anew.
+Quantised weights: 4 bits in blocks of 64 or 128 are TensorRT's own weight-only product, a `DequantizeLinear` with
+float16 scales in front of the `MatMul`. TensorRT has none for other blocks, and 10.3 none for blocks of 8 bits; the
+plugin takes those as they are. Weights are the stock graph's bytes; only the float16 scales are written anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ import numpy as np
 from edge import contract
 from edge.contract import DecoderFacts, VisionFacts
 from export.native import BITS, NativeOperators, key_offset_name
-from export.onnx_writer import ELEMENT_TYPES, GraphBuilder
+from export.onnx_writer import ELEMENT_TYPES
 from export.stock import StockOperators
 from export.weight_store import StoredTensor, WeightFile
 
@@ -79,10 +78,6 @@ class TensorRTOperators(NativeOperators):
 
     vision_file = contract.TENSORRT_VISION_FILE
     decoder_file = contract.TENSORRT_DECODER_FILE
-
-    @classmethod
-    def of(cls, kv_dtypes: tuple[str, ...]) -> partial[NativeOperators]:
-        return partial(cls, kv_dtypes=kv_dtypes)
 
     # Layers ----------------------------------------------------------------------------------------------------
 

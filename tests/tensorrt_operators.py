@@ -20,8 +20,8 @@ from export.tensorrt import TensorRTOperators
 
 
 def table_of(new_slots: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    """(words,) int32: the number of new slots, the slots, and the spans."""
-    return np.concatenate([[len(new_slots)], new_slots, spans.reshape(-1)]).astype(np.int32)
+    """(words,) int32: how many new slots and spans, and they themselves."""
+    return np.concatenate([[len(new_slots), len(spans)], new_slots, spans.reshape(-1)]).astype(np.int32)
 
 
 class StreamoTableAttention(OpRun):
@@ -31,8 +31,8 @@ class StreamoTableAttention(OpRun):
              most_spans: int, plugin_namespace: str, plugin_version: str) -> tuple[np.ndarray, ...]:  # fmt: skip
         assert (plugin_namespace, plugin_version) == (contract.PLUGIN_NAMESPACE, contract.PLUGIN_VERSION)
         assert len(inputs) == 9 + 2 * int8_cache + 3 * key_offset
-        table, count = inputs[6], inputs[6][0]
-        new_slots, spans = table[1 : 1 + count], table[1 + count :].reshape(-1, 3)
+        (count, span_count), rest = inputs[6][:2], inputs[6][2:]
+        new_slots, spans = rest[:count], rest[count : count + 3 * span_count].reshape(-1, 3)
         assert len(spans) <= most_spans
         caches = [cache[0].copy() for cache in (*inputs[4:6], *inputs[9 : 9 + 2 * int8_cache])]
         if int8_cache:

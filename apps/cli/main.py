@@ -21,6 +21,8 @@ COMMANDS = {
     "demo": ("apps.cli.demo", "watch a trained model follow a live synthetic stream; needs nothing"),
     "export": ("apps.cli.export", "turn a checkpoint folder into a bundle"),
     "inspect": ("apps.cli.inspect", "what a bundle is, what it will cost, and how exact it is"),
+    "build": ("apps.cli.build", "build a bundle's TensorRT engines for this device, and keep them beside it"),
+    "build-plugin": ("apps.cli.build_plugin", "compile the TensorRT plugin against this device's headers"),
     "run": ("apps.cli.run", "let a bundle watch a video, a folder of pictures or a camera"),
     "eval": ("apps.cli.evaluate", "measure a bundle's answers on streams with known answers"),
     "doctor": ("apps.cli.doctor", "what this machine has, and what each backend lacks"),
@@ -88,7 +90,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _top_level_parser() -> Parser:
-    commands = "\n".join(f"  {name:<9} {summary}" for name, (_, summary) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<12} {summary}" for name, (_, summary) in COMMANDS.items())
     parser = Parser(
         prog="streamo-edge",
         usage="streamo-edge COMMAND ...",

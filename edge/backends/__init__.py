@@ -70,4 +70,8 @@ def _load(name: str, bundle: Bundle, threads: int | None, require_gpu: bool) -> 
         from edge.backends.cuda import CudaBackend
 
         return CudaBackend(bundle, threads=threads, exclusive=require_gpu)
+    if name == "tensorrt":
+        from edge.backends.tensorrt import TensorRTBackend
+
+        return TensorRTBackend(bundle)
     raise UsageError(f"Backend `{name}` is not available in this version", hint="Use `--backend cpu`")

@@ -1,0 +1,108 @@
+"""The plugin library: where it is, whether it fits the TensorRT that is here, and loading it.
+
+Owns the search, in this order: the file that STREAMO_TENSORRT_PLUGIN names; one in this package; one in the user's
+cache folder, where `streamo-edge build-plugin` puts it. How it is compiled is `plugin_build`'s.
+
+Environment:
+  STREAMO_TENSORRT_PLUGIN: the plugin library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge import contract
+from edge.engines.toolkit import TensorRT
+from edge.errors import EngineError
+
+PLUGIN_VARIABLE = "STREAMO_TENSORRT_PLUGIN"
+PLUGIN_FILE = "libstreamo_tensorrt.so"
+BUILD_HINT = "Run `streamo-edge build-plugin`"
+VERSION_FUNCTION = "streamo_tensorrt_version"
+
+_loaded: dict[str, object] = {}
+"""Handles of plugin libraries by path: TensorRT's registry takes each once in a process."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin library.
+
+    Attributes:
+      sha256: of the file; part of what an engine depends on.
+    """
+
+    path: Path
+    sha256: str
+
+
+def cache_folder() -> Path:
+    """Where a user's own builds are kept."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "streamo-edge"
+
+
+def built_path(toolkit_text: str) -> Path:
+    """Where the plugin for one version of TensorRT is built to."""
+    return cache_folder() / f"tensorrt-{toolkit_text}" / PLUGIN_FILE
+
+
+def find_plugin(toolkit: TensorRT) -> Plugin:
+    """The plugin library for this TensorRT.
+
+    Raises:
+      EngineError: it was not built, cannot be read, or was built for another version.
+    """
+    given = os.environ.get(PLUGIN_VARIABLE)
+    packaged, own = Path(__file__).parent.with_name(PLUGIN_FILE), built_path(toolkit.text)
+    places = [Path(given)] if given else [packaged, own]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise EngineError(
+            f"The TensorRT plugin was not built for TensorRT {toolkit.text}: expected `{places[-1]}`",
+            hint=f"Set {PLUGIN_VARIABLE} to the library, or unset it" if given else BUILD_HINT,
+        )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise EngineError(f"The TensorRT plugin `{path}` cannot be read: {error.strerror}", hint=BUILD_HINT) from None
+    _check_version(path, toolkit)
+    return Plugin(path, hashlib.sha256(content).hexdigest())
+
+
+def _check_version(path: Path, toolkit: TensorRT) -> None:
+    """Its interface is that of the headers it was compiled with."""
+    try:
+        number = int(getattr(ctypes.CDLL(str(path)), VERSION_FUNCTION)())
+    except (OSError, AttributeError) as error:
+        raise EngineError(f"The TensorRT plugin `{path}` cannot be loaded: {error}", hint=BUILD_HINT) from None
+    built = (number // 10000, number // 100 % 100)
+    if built != toolkit.version[:2]:
+        raise EngineError(
+            f"The TensorRT plugin `{path}` was built for TensorRT {built[0]}.{built[1]}, expected {toolkit.text}",
+            hint=BUILD_HINT,
+        )
+
+
+def load_plugin(toolkit: TensorRT, plugin: Plugin) -> None:
+    """Make the plugin's operators known to TensorRT, once in a process.
+
+    Raises:
+      EngineError: TensorRT does not take it.
+    """
+    registry, key = toolkit.module.get_plugin_registry(), str(plugin.path)
+    if key not in _loaded:
+        handle = registry.load_library(key)
+        if handle is None:
+            raise EngineError(f"TensorRT {toolkit.text} does not load the plugin `{plugin.path}`", hint=BUILD_HINT)
+        _loaded[key] = handle
+    for name in (contract.TABLE_ATTENTION, contract.PLUGIN_MATMUL):
+        if registry.get_creator(name, contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE) is None:
+            raise EngineError(
+                f"The TensorRT plugin `{plugin.path}` has no operator `{name}` of version {contract.PLUGIN_VERSION}",
+                hint=BUILD_HINT,
+            )
