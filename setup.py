@@ -25,6 +25,7 @@ except ImportError:  # setuptools before 70.1
 
 ROOT = Path(__file__).resolve().parent
 LIBRARY = "libstreamo_kernels.so"
+PLUGIN_SOURCES = ("adapters/tensorrt/plugin.cpp", "include/streamo_gpu.h", "include/streamo_kernels.h")
 REQUIRED_VARIABLE = "STREAMO_EDGE_REQUIRE_KERNELS"
 
 
@@ -46,6 +47,16 @@ class BuildKernels(build_ext):
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "kernels" / LIBRARY, target)
+        copy_plugin_sources(target.parent / "plugin_sources")
+
+
+def copy_plugin_sources(target: Path) -> None:
+    """What `streamo-edge build-plugin` compiles on a device, which has no checkout."""
+    if target.parent == ROOT / "edge":  # in a checkout they are at hand
+        return
+    for name in PLUGIN_SOURCES:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / "kernels" / name, target / name)
 
 
 def run_cmake(folder: Path) -> None:

@@ -88,7 +88,3 @@ class DeviceLostError(BackendError):
     """The device is unusable for the rest of this process; the process must be restarted."""
 
     exit_code = 70
-
-
-class DeviceError(BackendError):
-    """There is no GPU to compute on: no driver, one that is too old, no such device, or no kernels for it."""

@@ -359,9 +359,7 @@ def _add_runtime(module: types.ModuleType, world: World) -> None:
         def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
             _need(shape, tuple, "shape")
             least, _, most = self._engine._plan["profiles"][self._profile][name]
-            fits = len(shape) == len(least) and all(
-                a <= b <= c for a, b, c in zip(least, shape, most, strict=True)
-            )
+            fits = len(shape) == len(least) and all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True))
             if not fits:
                 self._engine._logger.log(
                     trt.ILogger.Severity.ERROR, f"{name}: {shape} is not between {least} and {most}"
@@ -440,6 +438,10 @@ def _add_runtime(module: types.ModuleType, world: World) -> None:
 
 def _memory(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     size = max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
-    return np.frombuffer((ctypes.c_byte * size).from_address(address), np.uint8)[
-        : int(np.prod(shape)) * np.dtype(dtype).itemsize
-    ].view(dtype).reshape(shape)
+    return (
+        np.frombuffer((ctypes.c_byte * size).from_address(address), np.uint8)[
+            : int(np.prod(shape)) * np.dtype(dtype).itemsize
+        ]
+        .view(dtype)
+        .reshape(shape)
+    )

@@ -299,7 +299,9 @@ def test_a_module_without_a_version_is_refused(device: Device, monkeypatch: pyte
 def test_a_plugin_that_was_not_built_says_how_to(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PLUGIN_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(device.folder / "cache"))
-    with pytest.raises(EngineError, match=r"not built for TensorRT 10\.3\.0: expected `.*libstreamo_tensorrt") as caught:
+    with pytest.raises(
+        EngineError, match=r"not built for TensorRT 10\.3\.0: expected `.*libstreamo_tensorrt"
+    ) as caught:
         device.store()
     assert caught.value.hint == "Run `streamo-edge build-plugin`"
 

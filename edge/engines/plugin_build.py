@@ -19,8 +19,12 @@ from edge.errors import EngineError
 from edge.kernels_abi import library_path
 
 TENSORRT_HEADER, CUDA_HEADER, VERSION_HEADER = "NvInfer.h", "cuda_runtime_api.h", "NvInferVersion.h"
-TENSORRT_FOLDERS = ("/usr/include/aarch64-linux-gnu", "/usr/include/x86_64-linux-gnu", "/usr/include",
-                    "/usr/local/tensorrt/include", "/opt/tensorrt/include")  # fmt: skip
+TENSORRT_FOLDERS = (
+    "/usr/include/aarch64-linux-gnu",
+    "/usr/include/x86_64-linux-gnu",
+    "/usr/include",
+    "/usr/local/tensorrt/include",
+)
 CUDA_FOLDERS = ("/usr/local/cuda/include", "/usr/local/cuda/targets/aarch64-linux/include", "/usr/include")
 COMPILERS = ("c++", "g++", "clang++")
 SOURCE = Path("adapters", "tensorrt", "plugin.cpp")
@@ -48,7 +52,7 @@ class PluginBuild:
     def command(self, output: Path) -> list[str]:
         """The compiler's command line. The plugin finds the native library where it is now."""
         includes = [f"-I{self.sources / 'include'}", f"-isystem{self.tensorrt}", f"-isystem{self.cuda}"]
-        link = [str(self.kernels), f"-Wl,-rpath,{self.kernels.parent}", "-ldl"]
+        link = [str(self.kernels), f"-Wl,-rpath,{self.kernels.parent}", "-Wl,--no-undefined", "-ldl"]
         return [self.compiler, *FLAGS, *includes, str(self.sources / SOURCE), "-o", str(output), *link]
 
 

@@ -1,0 +1,55 @@
+// The part of streamo_gpu.h that the plugin calls, taking note of its arguments instead of computing.
+#include "streamo_gpu.h"
+
+#include <string>
+
+extern "C" {
+streamo_attention recorded_attention{};
+streamo_matmul recorded_matmul{};
+streamo_weights_source recorded_weights{};
+void const* recorded_table = nullptr;
+int32_t recorded_most_spans = 0;
+size_t recorded_workspace = 0;
+int32_t recorded_opens = 0;
+int32_t recorder_refuses = 0;
+}
+static std::string folder;
+static char const* sentence = "";
+
+extern "C" char const* recorded_folder() { return folder.c_str(); }
+
+extern "C" {
+const char* streamo_last_error(void) { return sentence; }
+streamo_status streamo_gpu_open(const char* cubins, int32_t, streamo_gpu** gpu) {
+  folder = cubins;
+  ++recorded_opens;
+  static int place;
+  *gpu = reinterpret_cast<streamo_gpu*>(&place);
+  return STREAMO_OK;
+}
+streamo_status streamo_gpu_attention_workspace(streamo_gpu*, const streamo_attention* a, size_t* bytes) {
+  *bytes = static_cast<size_t>(a->new_tokens) * 1000 + a->capacity;
+  return STREAMO_OK;
+}
+streamo_status streamo_gpu_attention_run(streamo_gpu*, const streamo_attention* a, const void* table, int32_t most_spans,
+                                         void*, size_t workspace_bytes, void*) {
+  recorded_attention = *a;
+  recorded_table = table;
+  recorded_most_spans = most_spans;
+  recorded_workspace = workspace_bytes;
+  sentence = recorder_refuses ? "the head is too wide" : "";
+  return recorder_refuses ? STREAMO_UNSUPPORTED : STREAMO_OK;
+}
+streamo_status streamo_gpu_matmul_workspace(streamo_gpu*, const streamo_weights_source*, const streamo_matmul* m,
+                                            int32_t, size_t* bytes) {
+  *bytes = static_cast<size_t>(m->rows) * 100;
+  return STREAMO_OK;
+}
+streamo_status streamo_gpu_matmul_run(streamo_gpu*, const streamo_weights_source* w, const streamo_matmul* m, int32_t,
+                                      void*, size_t workspace_bytes, void*) {
+  recorded_weights = *w;
+  recorded_matmul = *m;
+  recorded_workspace = workspace_bytes;
+  return STREAMO_OK;
+}
+}
