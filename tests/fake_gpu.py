@@ -42,9 +42,9 @@ class FakeGpu:
         return DeviceArray(values.ctypes.data, sizes, kind, contiguous_strides(sizes, kind), values)
 
     def call(self, name: str, *arguments: Any) -> None:
-        assert name == "fill", name
-        pointer, value, count, _stream = arguments
-        _bytes_at(pointer, count)[...] = value
+        first, second, count, _stream = arguments
+        _bytes_at(first, count)[...] = second if name == "fill" else _bytes_at(second, count)
+        assert name in ("fill", "copy"), name
 
     def write(self, target: DeviceArray, values: np.ndarray, stream: int | None = None) -> None:
         assert target.is_contiguous and target.nbytes == values.nbytes and target.dtype == values.dtype

@@ -64,8 +64,12 @@ def talk(decoder: Decoder, frame: np.ndarray) -> list[np.ndarray]:
 def test_a_conversation_with_a_turn_cut_out_gives_the_cpus_logits(device: Device) -> None:
     frame = np.random.default_rng(3).normal(size=(4, device.bundle.manifest.decoder_facts.hidden_size))
     frame = frame.astype(np.float32)
-    wanted = talk(decoder_of(device, OrtBackend(device.bundle, threads=1)), frame)
-    found = talk(decoder_of(device, loaded(device)), frame)
+    on_cpu, on_device = OrtBackend(device.bundle, threads=1), loaded(device)
+    wanted = talk(decoder_of(device, on_cpu), frame)
+    found = talk(decoder_of(device, on_device), frame)
+    slots = np.array([0, 5, 24])
+    for own, other in zip(on_device.cached_rows(1, slots), on_cpu.cached_rows(1, slots), strict=True):
+        assert own.shape == other.shape and np.abs(own - other).max() <= RELATIVE_ERROR * np.abs(other).max()
     for expected, logits in zip(wanted, found, strict=True):
         assert np.abs(logits - expected).max() <= RELATIVE_ERROR * np.abs(expected).max()
     runs = [profile for name, profile, _ in device.world.executions if name == contract.TENSORRT_DECODER_FILE]
@@ -79,7 +83,7 @@ def test_a_frame_gives_the_cpus_visual_tokens(device: Device) -> None:
     patches = generator.normal(size=(rows * columns, 3 * device.bundle.manifest.preprocess.patch_size**2))
     patches = patches.astype(np.float32)
     wanted = OrtBackend(device.bundle, threads=1).encode(patches, rows, columns)
-    found = loaded(device).encode(patches, rows, columns)
+    found = np.asarray(loaded(device).encode(patches, rows, columns))
     assert found.shape == wanted.shape
     assert np.abs(found - wanted).max() <= RELATIVE_ERROR * np.abs(wanted).max()
 
@@ -87,13 +91,14 @@ def test_a_frame_gives_the_cpus_visual_tokens(device: Device) -> None:
 def test_the_cache_is_one_piece_of_memory_for_input_and_output(device: Device) -> None:
     backend = loaded(device)
     decoder = decoder_of(device, backend, capacity=32)
-    before = device.gpu.allocated_bytes
     decoder.prefill([[1, 2, 3]])
     facts = device.bundle.manifest.decoder_facts
-    assert device.gpu.allocated_bytes == before, "a turn allocates nothing"
     for name, array in backend.cache.items():
         rows = device.gpu.numpy(array).reshape(facts.num_kv_heads, 32, -1)
         assert rows[:, :3].any(axis=-1).all() and not rows[:, 3:].any(), name
+    before = device.gpu.allocated_bytes
+    decoder.prefill([[4, 5, 6]])
+    assert device.gpu.allocated_bytes == before, "a turn like the last allocates nothing"
     token_bytes = sum(array.nbytes for array in backend.cache.values()) // 32
     assert token_bytes == device.bundle.manifest.kv_bytes_per_token
 
@@ -114,7 +119,10 @@ def test_the_backend_is_chosen_by_name_and_its_window_slides(
     device: Device, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evicts_in_place("tensorrt", device.bundle)
-    assert isinstance(load_backend("tensorrt", device.bundle), TensorRTBackend)
+    backend = load_backend("tensorrt", device.bundle)  # which its stored turns are checked with
+    assert isinstance(backend, TensorRTBackend)
+    assert backend.placement["decoder"] == "Orin (SM 8.7), TensorRT 10.3.0"
+    assert backend.identity["tensorrt"] == "10.3.0" and backend.identity["sm"] == "87"
     assert (bundle.with_name("bundle.engines") / "decoder.sm87.trt10.3.0.engine").is_file()
 
 

@@ -1,8 +1,7 @@
 """A bundle's graphs as TensorRT engines.
 
-Owns the device memory that the engines' inputs and outputs are bound to; the KV cache is bound to input and output
-alike, and the attention plugin updates it in place. Building and finding engines is `edge.engines`', memory and streams
-are `edge.gpu`'s.
+Owns which memory the engines' inputs and outputs are bound to; the KV cache is bound to input and output alike, and the
+attention plugin updates it in place. Building and finding engines is `edge.engines`', device memory is `place`'s.
 """
 
 from __future__ import annotations
@@ -10,18 +9,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edge import contract
 from edge.backends.base import CacheView
+from edge.backends.cache_memory import Shape, array_bytes
 from edge.backends.frame_tables import FrameTableCache
-from edge.backends.tensorrt_engine import Engine, Execution
+from edge.backends.place import DevicePlace
+from edge.backends.tensorrt_engine import Engine
 from edge.bundle import Bundle
-from edge.engines.profiles import MOST_CACHED_TOKENS, MOST_NEW_TOKENS, MOST_RUNS
-from edge.engines.store import Listener
+from edge.engines.profiles import MOST_CACHED_TOKENS, MOST_RUNS
+from edge.engines.store import COMPONENTS, Listener
 from edge.errors import BackendError, MemoryBudgetError
-from edge.gpu import DeviceArray
+from edge.gpu_arrays import DeviceArray
 from edge.memory import bytes_text
 
 
@@ -40,6 +42,7 @@ class TensorRTBackend:
 
     Attributes:
       cache: the cache's memory by the graph input's name; empty before `allocate_cache`.
+      placement: where each component runs, in words.
 
     Raises:
       EngineError: TensorRT, the plugin or an engine cannot be used. DeviceError: no GPU.
@@ -52,44 +55,28 @@ class TensorRTBackend:
 
         manifest = self._manifest = bundle.manifest
         self._gpu, store = open_store(bundle, folder=engines)
-        told = listener or Listener(say=say)
-        for component in ("vision", "decoder"):
-            store.ensure(component, told)
-        self._stream = self._gpu.make("stream")
-        self._vision = Engine(store, "vision", self._gpu, self._stream)
-        self._decoder = Engine(store, "decoder", self._gpu, self._stream)
-        self._frame = self._vision.execution(0)
-        self._steps = [self._decoder.execution(0), self._decoder.execution(1)]  # one token, many
-        self.notices: list[str] = []
+        for component in COMPONENTS:
+            store.ensure(component, listener or Listener(say=say))
+        stream = self._gpu.make("stream")
+        vision, decoder = (Engine(store, component, self._gpu, stream) for component in COMPONENTS)
+        self._frame = vision.execution(0)
+        self._steps = [decoder.execution(0), decoder.execution(1)]  # one token, many
+        self._has_slot_tables = contract.SLOT_COS in decoder.inputs
         self._frames = FrameTableCache(manifest.vision_facts, manifest.preprocess, native=False)
+        where = f"{store.device.name} (SM {store.device.sm / 10:.1f}), TensorRT {store.toolkit.text}"
+        self._place = DevicePlace(self._gpu, stream, ("cuda", 0), frozenset(), where)
+        self._logits = self._place.result(contract.LOGITS, (1, manifest.decoder_facts.vocab_size))
         self.cache: dict[str, DeviceArray] = {}
         self._slot_tables: list[DeviceArray] = []
-        self._memory: dict[str, DeviceArray] = {}
-        self._run_tables: np.ndarray | None = None
-        self._allocate()
-
-    def _allocate(self) -> None:
-        """Memory for everything but the cache, as large as it gets."""
-        facts, vision = self._manifest.decoder_facts, self._manifest.vision_facts
-        half, merged = facts.head_dim // 2, self._manifest.preprocess.merge_size**2
-        patches = self._manifest.max_visual_tokens * merged
-        patch_values = 3 * self._manifest.preprocess.patch_size**2
-        shapes: dict[str, tuple[int, ...]] = {
-            contract.PATCHES: (patches, patch_values),
-            contract.VISION_COS: (patches, vision.head_dim // 2),
-            contract.VISION_SIN: (patches, vision.head_dim // 2),
-            contract.WINDOW_MASK: (patches, patches),
-            contract.IMAGE_EMBEDS: (patches // merged, vision.out_hidden_size),
-            contract.INPUTS_EMBEDS: (MOST_NEW_TOKENS, facts.hidden_size),
-            contract.ROPE_COS: (MOST_NEW_TOKENS, half),
-            contract.ROPE_SIN: (MOST_NEW_TOKENS, half),
-            contract.RUN_COS: (MOST_RUNS, half),
-            contract.RUN_SIN: (MOST_RUNS, half),
-            contract.LOGITS: (1, facts.vocab_size),
+        self._capacity = 0
+        self.notices: list[str] = []
+        self.placement = dict.fromkeys(COMPONENTS, where)
+        self.identity = {
+            "tensorrt": store.toolkit.text,
+            "gpu": store.device.name,
+            "sm": str(store.device.sm),
+            "plugin": store.plugin.sha256[:12],
         }
-        self._memory = {name: self._gpu.empty(shape) for name, shape in shapes.items()}
-        for step in self._steps:
-            step.bind_output(contract.LOGITS, self._memory[contract.LOGITS])
 
     def allocate_cache(self, capacity_tokens: int) -> None:
         if capacity_tokens > MOST_CACHED_TOKENS:
@@ -98,10 +85,9 @@ class TensorRTBackend:
                 "needed",
                 hint="Use a smaller window",
             )
-        tensors = dict(self._cache_tensors(capacity_tokens))
+        shapes = dict(self._cache_shapes(capacity_tokens))
         self.cache, self._slot_tables = {}, []  # free what was there first
-        wanted = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in tensors.values())
-        free = self._gpu.facts.free_bytes
+        wanted, free = sum(map(array_bytes, shapes.values())), self._gpu.facts.free_bytes
         if wanted > free:
             layers = self._manifest.decoder_facts.layers
             raise MemoryBudgetError(
@@ -109,66 +95,80 @@ class TensorRTBackend:
                 f"{bytes_text(free)} of GPU memory is free",
                 hint="Use a smaller window",
             )
-        self._memory[contract.ATTENTION_TABLE] = self._gpu.empty(self._most_table_bytes(capacity_tokens), np.uint8)
-        for name, (shape, dtype) in tensors.items():
-            array = self.cache[name] = self._gpu.empty(shape, dtype)
-            self._gpu.call("fill", array.pointer, 0, array.nbytes, self._stream)
-            for step in self._steps:
+        self._capacity, self.cache = capacity_tokens, self._place.allocate(shapes)
+        self._slot_tables = [self.cache[n] for n in (contract.SLOT_COS, contract.SLOT_SIN) if n in self.cache]
+        for step in self._steps:
+            step.bind_output(contract.LOGITS, self._logits)
+            for name, array in self.cache.items():
                 step.bind_input(name, array)
                 if name not in (contract.SLOT_COS, contract.SLOT_SIN):
                     step.bind_output(contract.updated(name), array)
-        self._capacity = capacity_tokens
-        self._slot_tables = [self.cache[n] for n in (contract.SLOT_COS, contract.SLOT_SIN) if n in self.cache]
 
-    def _cache_tensors(self, capacity: int) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
+    def _cache_shapes(self, capacity: int) -> Iterator[tuple[str, Shape]]:
         """Shape and dtype of everything that grows with the capacity, by the graph input's name."""
         facts = self._manifest.decoder_facts
         rows = (1, facts.num_kv_heads, capacity)
         for layer in range(facts.layers):
             int8 = self._manifest.kv_dtypes[layer] == "int8"
-            values = ((*rows, facts.head_dim // 4), "int32") if int8 else ((*rows, facts.head_dim), "float32")
-            yield contract.key_cache_name(layer), values
-            yield contract.value_cache_name(layer), values
+            for name in (contract.key_cache_name(layer), contract.value_cache_name(layer)):
+                yield name, ((*rows, facts.head_dim // 4), "int32") if int8 else ((*rows, facts.head_dim), "float32")
             if int8:
-                yield contract.key_scales_name(layer), (rows, "float32")
-                yield contract.value_scales_name(layer), (rows, "float32")
-        if contract.SLOT_COS in self._decoder.inputs:
+                for name in (contract.key_scales_name(layer), contract.value_scales_name(layer)):
+                    yield name, (rows, "float32")
+        if self._has_slot_tables:
             for name in (contract.SLOT_COS, contract.SLOT_SIN):
                 yield name, ((capacity, facts.head_dim // 2), "float32")
 
-    def _most_table_bytes(self, capacity: int) -> int:
-        from edge.engines.here import table_words
+    def free_bytes(self) -> int | None:
+        """GPU memory that is left."""
+        return self._place.free_bytes()
 
-        return 4 * table_words(MOST_NEW_TOKENS, capacity, contract.MOST_SPANS)
+    def embeds_buffer(self, tokens: int) -> Any:
+        """What a decoder gathers a run's embeddings in: takes and gives rows of (tokens, W) by slices."""
+        return self._place.row_buffer(tokens, self._manifest.decoder_facts.hidden_size)
 
-    # -------------------------------------------------------------------------------------------------------- running
-
-    def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    def encode(self, patches: Any, rows: int, columns: int) -> Any:
         tables = self._frames.of(rows, columns)
-        for name, values in {contract.PATCHES: tables.arranged(patches), **tables.feeds}.items():
-            self._send(self._frame, name, values)
+        for name, values in {contract.PATCHES: patches, **tables.feeds}.items():
+            self._frame.bind_input(name, self._there(name, values))
         tokens = rows * columns // self._manifest.preprocess.merge_size**2
-        embeds = self._memory[contract.IMAGE_EMBEDS]
-        found = DeviceArray(embeds.pointer, (tokens, embeds.shape[1]), embeds.dtype, embeds.strides, embeds.owner)
+        found = self._place.result(contract.IMAGE_EMBEDS, (tokens, self._manifest.vision_facts.out_hidden_size))
         self._frame.bind_output(contract.IMAGE_EMBEDS, found)
         self._frame.run()
-        return tables.restored(self._gpu.numpy(found, self._stream))
+        return self._place.rows(found, tables.token_places)
 
     def run_decoder(
-        self, inputs_embeds: np.ndarray, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView
+        self, inputs_embeds: Any, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView
     ) -> np.ndarray:
-        step = self._steps[0 if len(inputs_embeds) == 1 else 1]
-        self._send(step, contract.INPUTS_EMBEDS, inputs_embeds)
-        self._send(step, contract.ROPE_COS, rope_cos)
-        self._send(step, contract.ROPE_SIN, rope_sin)
-        self._send(step, contract.RUN_COS, view.run_cos)
-        self._send(step, contract.RUN_SIN, view.run_sin)
-        self._send(step, contract.ATTENTION_TABLE, self._table(view))
+        step = self._steps[0 if len(rope_cos) == 1 else 1]
+        feeds = {
+            contract.INPUTS_EMBEDS: inputs_embeds,
+            contract.ROPE_COS: rope_cos,
+            contract.ROPE_SIN: rope_sin,
+            contract.RUN_COS: view.run_cos,
+            contract.RUN_SIN: view.run_sin,
+            contract.ATTENTION_TABLE: self._table(view),
+        }
+        for name, values in feeds.items():
+            step.bind_input(name, self._there(name, values))
         for table, values in zip(self._slot_tables, (rope_cos, rope_sin), strict=False):
-            self._scatter(table, view.new_slots, values)
+            self._place.write_rows(table, view.new_slots, values)
         step.run()
-        logits: np.ndarray = self._gpu.numpy(self._memory[contract.LOGITS], self._stream)
+        logits: np.ndarray = self._place.read(self._logits)
         return logits[0]
+
+    def cached_rows(self, layer: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        parts = []
+        for rows_name, scales_name in (
+            (contract.key_cache_name(layer), contract.key_scales_name(layer)),
+            (contract.value_cache_name(layer), contract.value_scales_name(layer)),
+        ):
+            rows = self._place.read(self.cache[rows_name])
+            rows = (rows.view(np.int8) if rows.dtype == np.int32 else rows)[0][:, slots].astype(np.float32)
+            if scales_name in self.cache:
+                rows *= self._place.read(self.cache[scales_name])[0][:, slots, None]
+            parts.append(rows.transpose(1, 0, 2))
+        return parts[0], parts[1]
 
     def _table(self, view: CacheView) -> np.ndarray:
         """New slots and spans as int32 words in the form that the kernels read."""
@@ -192,20 +192,10 @@ class TensorRTBackend:
         )
         return np.asarray(table).view(np.int32)
 
-    def _send(self, execution: Execution, name: str, values: np.ndarray) -> None:
-        """Copy an input's values to its memory, and tell the engine its shape."""
-        memory = self._memory[name]
-        target = DeviceArray(memory.pointer, values.shape, values.dtype, values.strides, memory.owner)
-        if values.nbytes > memory.nbytes:
-            raise BackendError(f"`{name}` takes at most {memory.shape}, found {values.shape}")
-        self._gpu.write(target, values, self._stream)
-        execution.bind_input(name, target)
+    def _there(self, name: str, values: Any) -> DeviceArray:
+        """An input's values on the device."""
+        found = self._place.given(name, values)
+        assert isinstance(found, DeviceArray), name  # the graphs read nothing in the host's memory
+        return found
 
-    def _scatter(self, table: DeviceArray, slots: np.ndarray, values: np.ndarray) -> None:
-        """Write row i of `values` to row `slots[i]`; rows that lie side by side in one copy."""
-        row_bytes = table.strides[0]
-        edges = np.flatnonzero(np.diff(slots) != 1) + 1
-        for part in np.split(np.arange(len(slots)), edges):
-            first = table.pointer + int(slots[part[0]]) * row_bytes
-            rows = np.ascontiguousarray(values[part[0] : part[-1] + 1], np.float32)
-            self._gpu.write(DeviceArray(first, rows.shape, rows.dtype, rows.strides, table.owner), rows, self._stream)
+
