@@ -32,14 +32,7 @@ class Device:
 
     def install(self, version: str) -> World:
         """Have TensorRT `version` and a plugin built for it."""
-        module, self.world = make_module(version)
-        self.monkeypatch.setitem(sys.modules, "tensorrt", module)
-        major, minor = (int(part) for part in version.split(".")[:2])
-        self.monkeypatch.setattr(plugin, "_loaded", {})
-        library = self.folder / "libstreamo_tensorrt.so"
-        library.write_bytes(f"plugin for {major}.{minor}".encode())
-        self.monkeypatch.setenv(plugin.PLUGIN_VARIABLE, str(library))
-        self.monkeypatch.setattr(plugin.ctypes, "CDLL", lambda path: _Library(10000 * major + 100 * minor))
+        self.world = install_tensorrt(version, self.folder, self.monkeypatch)
         return self.world
 
     def store(self, **options: Any) -> EngineStore:
@@ -47,9 +40,17 @@ class Device:
         return here.open_store(self.bundle, folder=self.folder / "engines", **options)[1]
 
 
-class _Library:
-    def __init__(self, version: int) -> None:
-        self.streamo_tensorrt_version = lambda: version
+def install_tensorrt(version: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Put a fake TensorRT `version` in place of the real one, and a file in `folder` in place of the plugin."""
+    module, world = make_module(version)
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    major, minor = (int(part) for part in version.split(".")[:2])
+    monkeypatch.setattr(plugin, "_loaded", {})
+    library = folder / "libstreamo_tensorrt.so"
+    library.write_bytes(f"plugin for {major}.{minor}".encode())
+    monkeypatch.setenv(plugin.PLUGIN_VARIABLE, str(library))
+    monkeypatch.setattr(plugin, "_version_of", lambda path: 10000 * major + 100 * minor)
+    return world
 
 
 def table_words(new_tokens: int, capacity: int, most_spans: int) -> int:
@@ -70,7 +71,7 @@ class Heard:
 
 
 def small_bundle(folder: Path, *, weights: str = "int4", kv: str = "int8") -> Path:
-    """A bundle of random weights, with 4-bit weights that TensorRT multiplies with itself and others that it does not."""
+    """Random weights, of which TensorRT multiplies with some itself and with others it does not."""
     from tiny_checkpoint import write_checkpoint
 
     from export.api import export_checkpoint

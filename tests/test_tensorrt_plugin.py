@@ -41,10 +41,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     command = [COMPILER, "-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
     command += [f"-I{STANDIN}", f"-I{ROOT / 'kernels' / 'include'}", *map(str, sources), "-o", str(path), "-ldl"]
     subprocess.run(command, check=True)
-    loaded = ctypes.CDLL(str(path))
+    return declare(ctypes.CDLL(str(path)))
+
+
+def declare(loaded: Any) -> Any:
+    """Say what the host's functions return."""
     for name in ("standin_create", "standin_reload"):
         getattr(loaded, name).restype = ctypes.c_void_p
-    for name in ("standin_messages", "standin_fields", "recorded_folder"):
+    for name in ("standin_messages", "standin_fields"):
         getattr(loaded, name).restype = ctypes.c_char_p
     loaded.standin_workspace.restype = ctypes.c_size_t
     return loaded
@@ -79,11 +83,22 @@ class Node:
         rows = np.array(found).reshape(8, 8)
         return [(tuple(rows[i, 1 : 1 + rows[i, 0]].tolist()), types[i], aliases[i]) for i in range(count)]
 
-    def enqueue(self, shapes: Sequence[Sequence[int]], inputs: Sequence[int], outputs: Sequence[int]) -> int:
+    def workspace(self, shapes: Sequence[Sequence[int]]) -> int:
+        """Bytes of scratch memory for sizes of at most these."""
+        return int(self.library.standin_workspace(self.pointer, table(shapes), len(shapes)))
+
+    def enqueue(
+        self,
+        shapes: Sequence[Sequence[int]],
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        workspace: int = 4096,
+        stream: int = 17,
+    ) -> int:
         pointers = [(ctypes.c_void_p * len(values))(*values) for values in (inputs, outputs)]
         return int(
             self.library.standin_enqueue(
-                self.pointer, table(shapes), len(shapes), *pointers, ctypes.c_void_p(4096), ctypes.c_void_p(17)
+                self.pointer, table(shapes), len(shapes), *pointers, ctypes.c_void_p(workspace), ctypes.c_void_p(stream)
             )
         )
 
@@ -172,8 +187,7 @@ def test_a_step_reaches_the_kernels_with_every_pointer_in_its_place(
 
 def test_workspace_is_that_of_the_profiles_largest_sizes(library: Any) -> None:
     shapes = attention_shapes(True, False)
-    found = library.standin_workspace(attention(library, True, False).pointer, table(shapes), len(shapes))
-    assert found == TOKENS * 1000 + CAPACITY
+    assert attention(library, True, False).workspace(shapes) == TOKENS * 1000 + CAPACITY
 
 
 @pytest.mark.parametrize(("bits", "gated"), [(8, 0), (4, 1)])
@@ -238,6 +252,7 @@ def test_kernels_are_looked_for_beside_the_library_and_opened_once(library: Any)
     for _ in range(3):
         attention(library, False, False).enqueue(shapes, inputs, [0x90000, *inputs[4:6]])
     assert ctypes.c_int32.in_dll(library, "recorded_opens").value == 1
+    library.recorded_folder.restype = ctypes.c_char_p
     assert library.recorded_folder().endswith(b"/cubins")
 
 

@@ -77,7 +77,7 @@ def find_plugin(toolkit: TensorRT) -> Plugin:
 def _check_version(path: Path, toolkit: TensorRT) -> None:
     """Its interface is that of the headers it was compiled with."""
     try:
-        number = int(getattr(ctypes.CDLL(str(path)), VERSION_FUNCTION)())
+        number = _version_of(path)
     except (OSError, AttributeError) as error:
         raise EngineError(f"The TensorRT plugin `{path}` cannot be loaded: {error}", hint=BUILD_HINT) from None
     built = (number // 10000, number // 100 % 100)
@@ -86,6 +86,11 @@ def _check_version(path: Path, toolkit: TensorRT) -> None:
             f"The TensorRT plugin `{path}` was built for TensorRT {built[0]}.{built[1]}, expected {toolkit.text}",
             hint=BUILD_HINT,
         )
+
+
+def _version_of(path: Path) -> int:
+    """10 000 * major + 100 * minor + patch of the TensorRT that a plugin library was compiled for."""
+    return int(getattr(ctypes.CDLL(str(path)), VERSION_FUNCTION)())
 
 
 def load_plugin(toolkit: TensorRT, plugin: Plugin) -> None:

@@ -278,6 +278,8 @@ class TableAttention final : public Plugin {
     step.kv_type = int8() ? STREAMO_KV_INT8 : STREAMO_KV_F32;
     step.scale = attributes_.scale();
     step.run_count = runs;
+    static float const somewhere = 0;  // how much scratch memory a step takes depends on whether there is an offset
+    if (offset()) step.key_offset = &somewhere;
     return step;
   }
   static size_t workspace_bytes(streamo_attention const& step) {
