@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kernel_cases import needs_kernels
 
 from edge import contract
 from edge.engines import plugin_build
@@ -300,6 +301,7 @@ def test_one_command_compiles_it_to_where_it_is_looked_for(headers: Path) -> Non
         find_plugin(TensorRT(None, (10, 13, 2)))
 
 
+@needs_kernels
 @pytest.mark.parametrize(
     ("missing", "said", "hint"),
     [
@@ -325,6 +327,7 @@ def test_without_a_compiler_the_command_says_so(headers: Path, monkeypatch: pyte
         plan_build(*options(headers))
 
 
+@needs_kernels
 def test_the_compilers_first_errors_are_in_the_message_and_nothing_is_left(headers: Path) -> None:
     (headers / "tensorrt" / "include" / "NvInfer.h").write_text("#error not for this plugin\n")
     output = headers / "out" / "plugin.so"
