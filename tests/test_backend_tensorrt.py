@@ -128,7 +128,7 @@ def test_the_backend_is_chosen_by_name_and_its_window_slides(
 
 def test_an_engine_that_tensorrt_refuses_after_all_is_one_error(device: Device) -> None:
     device.world.built_version = "10.3.1"
-    with pytest.raises(EngineError, match="cannot load the vision engine .*: Version tag does not match") as caught:
+    with pytest.raises(EngineError, match=r"cannot load the vision engine .*: Version tag does not match") as caught:
         loaded(device)
     assert caught.value.hint == "Run `streamo-edge build BUNDLE --force`"
 

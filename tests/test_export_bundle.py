@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Operators that TensorRT 10.1's ONNX parser takes (its operators.md), those of them that a transformer could need.
 TENSORRT_OPERATORS = frozenset(
-    "Abs Add And Cast Clip Concat Constant ConstantOfShape Cos DequantizeLinear Div Einsum Equal Erf Exp Expand Flatten "
-    "Floor Gather Gelu Gemm Greater Identity LayerNormalization Less Log MatMul Max Mean Min Mul Neg "
+    "Abs Add And Cast Clip Concat Constant ConstantOfShape Cos DequantizeLinear Div Einsum Equal Erf Exp Expand "
+    "Flatten Floor Gather Gelu Gemm Greater Identity LayerNormalization Less Log MatMul Max Mean Min Mul Neg "
     "Not Or Pad Pow QuantizeLinear Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare Relu "
     "Reshape Round ScatterElements ScatterND Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Sum Tanh Tile TopK "
     "Transpose Trilu Unsqueeze Where".split()

@@ -278,7 +278,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(device: Device, monkeypatch: pyt
 
 def test_no_tensorrt_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EngineError, match="^TensorRT (is not installed|cannot be loaded)") as caught:
+    with pytest.raises(EngineError, match=r"^TensorRT (is not installed|cannot be loaded)") as caught:
         device.store()
     assert caught.value.exit_code == 3 and "apt install python3-libnvinfer" in str(caught.value.hint)
 
@@ -332,7 +332,7 @@ def test_nodes_that_the_parser_refuses_are_listed(device: Device) -> None:
 
 def test_a_build_without_memory_is_a_memory_error_with_tensorrts_words(device: Device) -> None:
     device.world.build_error = "Requested size was 123 bytes.\n  OutOfMemory (Could not allocate)"
-    with pytest.raises(MemoryBudgetError, match="out of memory while building .*: Requested size was 123") as caught:
+    with pytest.raises(MemoryBudgetError, match=r"out of memory while building .*: Requested size was 123") as caught:
         device.store().ensure("decoder")
     assert caught.value.exit_code == 5
 

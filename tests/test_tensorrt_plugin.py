@@ -331,6 +331,6 @@ def test_without_a_compiler_the_command_says_so(headers: Path, monkeypatch: pyte
 def test_the_compilers_first_errors_are_in_the_message_and_nothing_is_left(headers: Path) -> None:
     (headers / "tensorrt" / "include" / "NvInfer.h").write_text("#error not for this plugin\n")
     output = headers / "out" / "plugin.so"
-    with pytest.raises(EngineError, match="cannot be compiled with .*not for this plugin"):
+    with pytest.raises(EngineError, match=r"cannot be compiled with .*not for this plugin"):
         build_plugin(plan_build(*options(headers)), output)
     assert not list(output.parent.iterdir())
