@@ -193,6 +193,9 @@ class FakeCuda:
     Args:
       folder: where its files go. chosen: variants in the archive, None for all. watch: hold kernels to their arrays.
       settings: see `settings` in fake_cuda/driver.c, e.g. sm=90.
+
+    Attributes:
+      host_arrays: what a launch may use besides this driver's memory, where a caller hands over arrays of its own.
     """
 
     def __init__(self, folder: Path, *, chosen: Sequence[Any] | None = None, watch: bool = True, **settings: int):
@@ -208,6 +211,7 @@ class FakeCuda:
         self._callback = _LAUNCH(self._launch)
         self._library.fake_cuda_on_launch(self._callback)
         self._watch = watch
+        self.host_arrays: list[np.ndarray] = []
         self.failures: list[BaseException] = []
         self.launched: list[tuple[str, tuple[int, ...]]] = []
         self.on_launch: Callable[[str, tuple[int, ...], list[Any]], None] | None = None
@@ -276,7 +280,12 @@ class FakeCuda:
             if letter != "p" or value == 0:
                 continue
             start, size = ctypes.c_uint64(), ctypes.c_uint64()
-            if not self._library.fake_cuda_block(ctypes.c_uint64(value), ctypes.byref(start), ctypes.byref(size)):
+            if self._library.fake_cuda_block(ctypes.c_uint64(value), ctypes.byref(start), ctypes.byref(size)):
+                blocks.append((start.value, size.value))
+                continue
+            arrays = [(array.ctypes.data, array.nbytes) for array in self.host_arrays]
+            found = [block for block in arrays if block[0] <= value < sum(block)]
+            if not found:
                 return None
-            blocks.append((start.value, size.value))
+            blocks += found
         return WatchedMemory(variant.name, blocks)

@@ -114,6 +114,11 @@ STREAMO_API streamo_status streamo_gpu_attention_table(const streamo_attention* 
 STREAMO_API streamo_status streamo_gpu_attention_workspace(streamo_gpu* gpu, const streamo_attention* arguments,
                                                            size_t* bytes);
 
+/* The same for whoever reserves memory before the sizes are known: enough for every call with at most these
+ * new_tokens, capacity, run_count and span_count. Fewer tokens can need more than more do: they leave more to split. */
+STREAMO_API streamo_status streamo_gpu_attention_most_workspace(streamo_gpu* gpu, const streamo_attention* arguments,
+                                                                size_t* bytes);
+
 /* `table` NULL: made from the arguments and sent to the workspace by this call. Cost as streamo_attention_run: each
  * named row is read once per KV head and block of query rows; never is the cache converted or copied. */
 STREAMO_API streamo_status streamo_gpu_attention_run(streamo_gpu* gpu, const streamo_attention* arguments,
@@ -144,6 +149,12 @@ typedef enum streamo_gpu_activations {
 STREAMO_API streamo_status streamo_gpu_matmul_workspace(streamo_gpu* gpu, const streamo_weights_source* weights,
                                                         const streamo_matmul* arguments, int32_t activations,
                                                         size_t* bytes);
+
+/* The same for whoever reserves memory before the sizes are known: enough for every call with at most these rows. Reads
+ * no pointer; of `bias` and `residual` only whether they are NULL. */
+STREAMO_API streamo_status streamo_gpu_matmul_most_workspace(streamo_gpu* gpu, const streamo_weights_source* weights,
+                                                             const streamo_matmul* arguments, int32_t activations,
+                                                             size_t* bytes);
 STREAMO_API streamo_status streamo_gpu_matmul_run(streamo_gpu* gpu, const streamo_weights_source* weights,
                                                   const streamo_matmul* arguments, int32_t activations,
                                                   void* workspace, size_t workspace_bytes, void* stream);

@@ -31,6 +31,10 @@ streamo_status streamo_gpu_attention_workspace(streamo_gpu*, const streamo_atten
   *bytes = static_cast<size_t>(a->new_tokens) * 1000 + a->capacity;
   return STREAMO_OK;
 }
+streamo_status streamo_gpu_attention_most_workspace(streamo_gpu*, const streamo_attention* a, size_t* bytes) {
+  *bytes = static_cast<size_t>(a->new_tokens) * 2000 + a->capacity;
+  return STREAMO_OK;
+}
 streamo_status streamo_gpu_attention_run(streamo_gpu*, const streamo_attention* a, const void* table, int32_t most_spans,
                                          void*, size_t workspace_bytes, void*) {
   recorded_attention = *a;
@@ -43,6 +47,11 @@ streamo_status streamo_gpu_attention_run(streamo_gpu*, const streamo_attention* 
 streamo_status streamo_gpu_matmul_workspace(streamo_gpu*, const streamo_weights_source*, const streamo_matmul* m,
                                             int32_t, size_t* bytes) {
   *bytes = static_cast<size_t>(m->rows) * 100;
+  return STREAMO_OK;
+}
+streamo_status streamo_gpu_matmul_most_workspace(streamo_gpu*, const streamo_weights_source*, const streamo_matmul* m,
+                                                 int32_t, size_t* bytes) {
+  *bytes = static_cast<size_t>(m->rows) * 200 + (m->bias != nullptr) + 2 * (m->residual != nullptr);
   return STREAMO_OK;
 }
 streamo_status streamo_gpu_matmul_run(streamo_gpu*, const streamo_weights_source* w, const streamo_matmul* m, int32_t,

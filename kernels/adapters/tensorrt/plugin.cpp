@@ -218,8 +218,12 @@ class TableAttention final : public Plugin {
   }
   size_t getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t, DynamicPluginTensorDesc const*,
                           int32_t) const noexcept override {
-    return workspace_bytes(sizes(most(inputs[kQkv], 0), most(inputs[kKeys], 2), most(inputs[kRopeCos], 1),
-                                 most(inputs[kRunCos], 0)));
+    streamo_attention const step = sizes(most(inputs[kQkv], 0), most(inputs[kKeys], 2), most(inputs[kRopeCos], 1),
+                                         most(inputs[kRunCos], 0));
+    size_t bytes = 0;
+    streamo_gpu* const device = gpu();
+    if (device) accept(streamo_gpu_attention_most_workspace(device, &step, &bytes), kName);
+    return bytes;
   }
 
  protected:
@@ -309,8 +313,19 @@ class MatMul final : public Plugin {
   }
   size_t getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t, DynamicPluginTensorDesc const*,
                           int32_t) const noexcept override {
-    return workspace_bytes(weights(most(inputs[kValues], 1), most(inputs[kScales], 1)),
-                           product(most(inputs[kValues], 0), most(inputs[kValues], 1), most(inputs[kScales], 1)));
+    int32_t const width = most(inputs[kValues], 1), columns = most(inputs[kScales], 1);
+    streamo_weights_source const source = weights(width, columns);
+    streamo_matmul arguments = product(most(inputs[kValues], 0), width, columns);
+    static float const somewhere = 0;  // how much scratch memory a product takes depends on what is added to it
+    if (attributes_["bias"]) arguments.bias = &somewhere;
+    if (attributes_["residual"]) arguments.residual = &somewhere;
+    size_t bytes = 0;
+    streamo_gpu* const device = gpu();
+    if (device) {
+      accept(streamo_gpu_matmul_most_workspace(device, &source, &arguments, STREAMO_GPU_ACTIVATIONS_AUTO, &bytes),
+             kName);
+    }
+    return bytes;
   }
 
  protected:

@@ -13,6 +13,7 @@ namespace {
 
 constexpr float kLog2E = 1.44269504088896340736f;
 constexpr int32_t kMostGrid = 65535; /* of a grid's second and third axis */
+constexpr int32_t kMostAppendSplits = 8;
 constexpr int32_t kDecodeRows = 16;  /* up to so many query rows of a KV head are one tile of a tensor core */
 
 // How the query rows of a KV head and the cache are cut. Depends on sizes and the device alone: not on how many rows are
@@ -37,10 +38,10 @@ int32_t decode_splits(const streamo_attention& a, int32_t processors, int32_t mo
 // Splits of an append: the number that takes the fewest rounds of all processors, counted in tiles of a full cache, for
 // blocks of rows alone rarely fill the last round. A split costs about 6 tiles more: its start, its sums, their merging.
 int32_t append_splits(int32_t programs, int32_t processors, int32_t most_tiles) {
-  constexpr int32_t kSplitCost = 6, kMostSplits = 8;
+  constexpr int32_t kSplitCost = 6;
   int32_t best = 1;
   int64_t best_cost = INT64_MAX;
-  for (int32_t splits = 1; splits <= std::min(kMostSplits, most_tiles); ++splits) {
+  for (int32_t splits = 1; splits <= std::min(kMostAppendSplits, most_tiles); ++splits) {
     const int64_t rounds = (int64_t{programs} * splits + processors - 1) / processors;
     const int64_t cost = rounds * ((most_tiles + splits - 1) / splits + kSplitCost);
     if (cost < best_cost) {
@@ -63,6 +64,16 @@ Cut cut(const streamo_gpu* gpu, const streamo_attention& a) {
   c.splits = decode ? decode_splits(a, processors, most_tiles)
                     : append_splits(c.blocks * a.kv_heads, processors, most_tiles);
   c.least_tiles = decode ? 2 : 8;
+  return c;
+}
+
+// A cut with at least as many sums as any call has that has at most these sizes.
+Cut most_cut(const streamo_gpu* gpu, const streamo_attention& a) {
+  Cut c = cut(gpu, a);
+  if (c.rows <= kDecodeRows) return c;
+  const int32_t most_tiles = (a.capacity + kTileRows - 1) / kTileRows;
+  const int32_t of_decode = kDecodeRows * decode_splits(a, std::max(1, multiprocessors(gpu)), most_tiles);
+  c.splits = std::max(std::min(kMostAppendSplits, most_tiles), (of_decode + c.rows - 1) / c.rows);
   return c;
 }
 
@@ -255,6 +266,24 @@ extern "C" streamo_status streamo_gpu_attention_workspace(streamo_gpu* gpu, cons
     if (const streamo_status status = validate_for_gpu(a, c)) return status;
     Workspace counted;
     take(a, c, TableSize(a.new_tokens, a.capacity, a.span_count).words(), counted);
+    *bytes = counted.used();
+    return STREAMO_OK;
+  });
+}
+
+extern "C" streamo_status streamo_gpu_attention_most_workspace(streamo_gpu* gpu, const streamo_attention* arguments,
+                                                               size_t* bytes) {
+  using namespace streamo;
+  using namespace streamo::gpu;
+  return on_device(gpu, [&]() -> streamo_status {
+    if (arguments == nullptr || bytes == nullptr) {
+      return refuse(STREAMO_BAD_ARGUMENT, "attention: expected arguments and a place for the workspace's size");
+    }
+    if (const streamo_status status = validate_sizes(*arguments)) return status;
+    if (const streamo_status status = validate_for_gpu(*arguments, cut(gpu, *arguments))) return status;
+    Workspace counted;
+    const TableSize table(arguments->new_tokens, arguments->capacity, arguments->span_count);
+    take(*arguments, most_cut(gpu, *arguments), table.words(), counted);
     *bytes = counted.used();
     return STREAMO_OK;
   });

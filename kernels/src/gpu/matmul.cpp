@@ -201,6 +201,24 @@ streamo_status run(streamo_gpu* gpu, const streamo_weights_source& weights, cons
   return finish(gpu, plan, pieces, weights, call, stream);
 }
 
+// The largest workspace of a call with at most `call.rows`. Each way cuts rows into tiles whose size kFewRows divides, so
+// that between two multiples of it more rows need more.
+size_t most_workspace(const streamo_gpu* gpu, const streamo_weights_source& weights, streamo_matmul call,
+                      int32_t activations) {
+  const int32_t most_rows = call.rows;
+  size_t most = 0;
+  const auto consider = [&](int32_t rows) {
+    call.rows = rows;
+    Workspace counted;
+    cut(counted, plan_for(gpu, weights, call, activations), weights, call);
+    most = std::max(most, counted.used());
+  };
+  consider(1);
+  for (int32_t rows = kFewRows; rows < most_rows; rows += kFewRows) consider(rows);
+  consider(most_rows);
+  return most;
+}
+
 }  // namespace
 }  // namespace streamo::gpu
 
@@ -214,6 +232,27 @@ extern "C" streamo_status streamo_gpu_matmul_workspace(streamo_gpu* gpu, const s
     gpu::Workspace counted;
     gpu::cut(counted, gpu::plan_for(gpu, *weights, *arguments, activations), *weights, *arguments);
     *bytes = counted.used();
+    return STREAMO_OK;
+  });
+}
+
+extern "C" streamo_status streamo_gpu_matmul_most_workspace(streamo_gpu* gpu, const streamo_weights_source* weights,
+                                                            const streamo_matmul* arguments, int32_t activations,
+                                                            size_t* bytes) {
+  using namespace streamo;
+  return gpu::on_device(gpu, [&]() -> streamo_status {
+    if (weights == nullptr || arguments == nullptr || bytes == nullptr) {
+      return refuse(STREAMO_BAD_ARGUMENT, "matmul: expected weights, arguments and a place for the size, found NULL");
+    }
+    alignas(16) static float somewhere = 0;  // what is read while a call runs must not be NULL
+    streamo_weights_source source = *weights;
+    streamo_matmul call = *arguments;
+    source.codes = &somewhere;
+    source.scales = call.input = call.output = &somewhere;
+    if (call.bias != nullptr) call.bias = &somewhere;
+    if (call.residual != nullptr) call.residual = &somewhere;
+    if (const streamo_status status = gpu::check_call(&source, &call, activations)) return status;
+    *bytes = gpu::most_workspace(gpu, source, call, activations);
     return STREAMO_OK;
   });
 }

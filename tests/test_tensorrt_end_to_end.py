@@ -1,0 +1,136 @@
+"""A conversation through the TensorRT backend, its plugin and the GPU kernels, without TensorRT and without a GPU.
+
+What is real: the exported graphs, the engines' profiles and memory, the plugin's C++ (compiled with the stand-in header),
+the launcher and the kernels, which Triton's interpreter runs. What is not: TensorRT's own layers, which onnx's evaluator
+computes in float16.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_tensorrt
+import numpy as np
+import pytest
+from engine_world import Heard, install_tensorrt
+from gpu_interpreter import FakeCuda, aligned_array, needs_compiler, needs_triton
+from kernel_cases import needs_kernels
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+from test_tensorrt_plugin import COMPILER, PLUGIN, STANDIN, Node, declare, has_gpu_products
+from tiny_checkpoint import write_checkpoint, write_preprocessor
+
+from edge import contract
+from edge.backends.ort import OrtBackend
+from edge.backends.tensorrt import TensorRTBackend
+from edge.bundle import Bundle, open_bundle
+from edge.decoder import Decoder
+from edge.kernels_abi import library_path
+
+pytestmark = [
+    needs_kernels,
+    needs_triton,
+    needs_compiler,
+    pytest.mark.skipif(not has_gpu_products(), reason="the native library was built without the GPU launcher"),
+]
+ROOT = STANDIN.parent.parent
+
+
+@pytest.fixture(scope="module")
+def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCuda]:
+    fake = FakeCuda(tmp_path_factory.mktemp("driver"))
+    with fake.in_use():
+        yield fake
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory, cuda: FakeCuda) -> Any:
+    """The plugin over the real launcher, with what calls it as TensorRT would."""
+    path, kernels = tmp_path_factory.mktemp("plugin") / "libplugin.so", library_path()
+    command = [COMPILER, "-std=c++17", "-O1", "-fPIC", "-shared", f"-I{STANDIN}", f"-I{ROOT / 'kernels' / 'include'}"]
+    command += [str(PLUGIN), str(STANDIN / "host.cpp"), "-o", str(path), str(kernels), f"-Wl,-rpath,{kernels.parent}"]
+    subprocess.run([*command, "-ldl"], check=True)
+    return declare(ctypes.CDLL(str(path)))
+
+
+def operators_of(library: Any, cuda: FakeCuda) -> list[type[OpRun]]:
+    """The plugin's operators for onnx's evaluator: each node made, written to an engine, read again and called.
+
+    The kernels are held to the arrays of a call, and to scratch memory of the size that the plugin asks for.
+    """
+
+    def call(op: str, inputs: list[np.ndarray], scale: float, attributes: dict[str, Any]) -> list[np.ndarray]:
+        numbers = {name: value for name, value in attributes.items() if isinstance(value, int)}
+        node = Node(library, op, scale, **numbers).reloaded()
+        shapes = [values.shape for values in inputs]
+        given = [aligned_array(np.asarray(values)) for values in inputs]
+        results = []
+        for shape, kind, alias in node.outputs(shapes):
+            dtype = {0: np.float32, 3: np.int32}[kind]
+            results.append(aligned_array(np.full(shape, 85, dtype)) if alias < 0 else given[alias])
+        scratch = aligned_array(np.empty(node.workspace(shapes), np.uint8))
+        cuda.host_arrays = [*given, *results, scratch]
+        status = node.enqueue(
+            shapes, [v.ctypes.data for v in given], [v.ctypes.data for v in results], scratch.ctypes.data, 0
+        )
+        assert status == 0, library.standin_messages()
+        return results
+
+    class StreamoTableAttention(OpRun):
+        op_domain = contract.CUSTOM_DOMAIN
+
+        def _run(self, *inputs: Any, scale: float, **attributes: Any) -> tuple[np.ndarray, ...]:
+            return tuple(call(contract.TABLE_ATTENTION, list(inputs), scale, attributes))
+
+    class StreamoMatMul(OpRun):
+        op_domain = contract.CUSTOM_DOMAIN
+
+        def _run(self, *inputs: Any, **attributes: Any) -> tuple[np.ndarray, ...]:
+            return tuple(call(contract.PLUGIN_MATMUL, list(inputs), 0.0, attributes))
+
+    return [StreamoTableAttention, StreamoMatMul]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Key biases that need an offset, and weights of which TensorRT multiplies with some and the plugin with others."""
+    from export.api import export_checkpoint, record_reference
+
+    folder = tmp_path_factory.mktemp("tiny")
+    shape = {"heads": 2, "kv_heads": 1, "head_dim": 64, "vision_depth": 2, "vision_hidden": 64, "vision_heads": 2}
+    write_checkpoint(folder / "checkpoint", key_bias_norm=605, intermediate_size=128, **shape)
+    write_preprocessor(folder / "checkpoint", max_pixels=28 * 28 * 6)
+    record_reference(folder / "checkpoint", folder / "reference.npz")
+    options = {"weights": "int4", "block_size": 64, "reference": folder / "reference.npz", "allow_mismatch": True}
+    export_checkpoint(folder / "checkpoint", folder / "bundle", **options)
+    return open_bundle(folder / "bundle")
+
+
+def talk(bundle: Bundle, backend: Any) -> list[np.ndarray]:
+    """A prompt, a reply, a turn cut out of the middle, and more."""
+    decoder = Decoder(bundle.manifest, bundle.file(bundle.manifest.embedding.file), backend, 96)
+    found = [decoder.prefill([list(range(9))]).copy()]
+    start = decoder.kv_cache.mark()
+    found += [decoder.prefill([[30, 31, 32, 33]]).copy(), decoder.decode_step(3).copy()]
+    decoder.kv_cache.evict(start, decoder.kv_cache.mark())
+    return [*found, decoder.prefill([[40, 41, 42]]).copy()]
+
+
+def test_a_conversation_through_plugin_launcher_and_kernels_has_nearly_the_cpus_logits(
+    bundle: Bundle, cuda: FakeCuda, plugin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bundle.manifest.key_offset_layers and "int8" in bundle.manifest.kv_dtypes
+    world = install_tensorrt("10.3.0", tmp_path, monkeypatch)
+    operators = operators_of(plugin, cuda)
+    monkeypatch.setattr(fake_tensorrt, "tensorrt_graph", lambda path: ReferenceEvaluator(str(path), new_ops=operators))
+    on_device = talk(bundle, TensorRTBackend(bundle, listener=Heard().listener, engines=tmp_path / "engines"))
+    cuda.check()
+    for found, expected in zip(on_device, talk(bundle, OrtBackend(bundle, threads=1)), strict=True):
+        assert np.linalg.norm(found - expected) <= 0.1 * np.linalg.norm(expected)
+    assert [profile for name, profile, _ in world.executions if "decoder" in name] == [1, 1, 0, 1]
+    kinds = {name.split("_")[0] for name, _ in cuda.launched}
+    assert {"append", "attend", "merge"} <= kinds and len(kinds) > 3, kinds
