@@ -143,7 +143,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 
 _HINTS = {
-    NO_DEVICE: "Run with `--backend cpu`, or install a driver for this GPU; `streamo-edge doctor` shows what is found",
+    NO_DEVICE: "Install a driver for this GPU, or use `--backend cpu`",
     NO_KERNEL: "Run with `--backend cpu`, or build the GPU kernels: `python kernels/gpu/compile.py`",
     DEVICE_LOST: "Restart this process; if it happens again, look for `Xid` in the kernel log (dmesg)",
     OUT_OF_MEMORY: "Use a smaller window, a bundle with fewer bits, or end other programs on the GPU",

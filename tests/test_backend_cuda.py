@@ -7,6 +7,7 @@ launcher on a driver of the tests' own, whose device memory is the host's.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -342,12 +343,14 @@ def test_a_bundle_without_native_graphs_is_refused(demo_bundle: Bundle, fake: Fa
 
 
 def test_doctor_says_what_each_backend_lacks(
-    capfd: pytest.CaptureFixture[str], fake: FakeCuda, demo_bundle: Bundle
+    capfd: pytest.CaptureFixture[str], fake: FakeCuda, demo_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert main(["doctor", str(demo_bundle.path)]) == 0
     said = capfd.readouterr().out
     assert "Fake GPU 0" in said and "kernels for sm" in said and "87" in said
     assert "build without CUDA" in said or cuda_module.PROVIDER in said
+    assert "not usable: TensorRT is not installed" in said
 
 
 def test_doctor_without_a_gpu_says_why(
@@ -356,6 +359,8 @@ def test_doctor_without_a_gpu_says_why(
     monkeypatch.setenv("STREAMO_CUDA_DRIVER", str(tmp_path / "none.so"))
     assert main(["doctor", "--json"]) == 0
     captured = capfd.readouterr()
-    assert "driver cannot be loaded" in captured.out and "driver cannot be loaded" in captured.err
+    document = json.loads(captured.out)
+    assert "driver cannot be loaded" in document["gpu"]["reason"] and "driver cannot be loaded" in captured.err
+    assert document["backends"]["cuda"] == document["backends"]["tensorrt"] == "not usable: no GPU, see above"
     with pytest.raises(DeviceError):
         backends.free_bytes("cuda")

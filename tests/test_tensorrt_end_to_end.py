@@ -1,8 +1,8 @@
 """A conversation through the TensorRT backend, its plugin and the GPU kernels, without TensorRT and without a GPU.
 
-What is real: the exported graphs, the engines' profiles and memory, the plugin's C++ (compiled with the stand-in header),
-the launcher and the kernels, which Triton's interpreter runs. What is not: TensorRT's own layers, which onnx's evaluator
-computes in float16.
+What is real: the exported graphs, the engines' profiles and memory, the plugin's C++ (compiled with the stand-in
+header), the launcher and the kernels, which Triton's interpreter runs. What is not: TensorRT's own layers, which onnx's
+evaluator computes in float16.
 """
 
 from __future__ import annotations

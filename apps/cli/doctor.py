@@ -47,7 +47,7 @@ def examine(device: int = 0) -> dict[str, dict[str, Any]]:
         "gpu": gpu,
         "onnxruntime": _onnxruntime(),
         "tensorrt": _tensorrt(),
-        "backends": {"cpu": _verdict_cpu(), "cuda": _verdict_cuda(gpu)},
+        "backends": {"cpu": _verdict_cpu(), "cuda": _verdict_cuda(gpu), "tensorrt": _verdict_tensorrt(gpu)},
     }
 
 
@@ -143,6 +143,19 @@ def _verdict_cuda(gpu: dict[str, Any]) -> str:
         return "not usable: no GPU, see above"
     try:
         check_provider()
+    except EdgeError as error:
+        return _sentence(error)
+    return "usable"
+
+
+def _verdict_tensorrt(gpu: dict[str, Any]) -> str:
+    from edge.engines.plugin import find_plugin
+    from edge.engines.toolkit import load_tensorrt
+
+    if not gpu["usable"]:
+        return "not usable: no GPU, see above"
+    try:
+        find_plugin(load_tensorrt())
     except EdgeError as error:
         return _sentence(error)
     return "usable"

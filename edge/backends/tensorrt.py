@@ -197,5 +197,3 @@ class TensorRTBackend:
         found = self._place.given(name, values)
         assert isinstance(found, DeviceArray), name  # the graphs read nothing in the host's memory
         return found
-
-
