@@ -47,9 +47,7 @@ def test_build_ends_with_the_engines_as_one_json_document(
     assert [engine["found"] for engine in found["engines"]] == [True, True]
 
 
-def test_build_without_json_prints_a_table(
-    device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_build_without_json_prints_a_table(device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", str(device.bundle.path), "--engines", str(tmp_path / "kept")]) == 0
     out = capsys.readouterr().out
     assert "TensorRT 10.3.0 engines for Orin (SM 87)" in out and "decoder.sm87.trt10.3.0.engine" in out
