@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from interruption import assert_same, interrupted_export
 from tiny_checkpoint import write_checkpoint
 
 from export import calibrate, turns
@@ -73,27 +75,7 @@ def export(checkpoint: Path, folder: Path, seed: int = 0, **options: Any) -> Any
     return export_checkpoint(checkpoint, folder, clips=clips(seed), **chosen)
 
 
-def stopping_at(point: tuple[str, int]) -> Callable[[str, int, int], None]:
-    def stop(stage: str, done: int, total: int) -> None:
-        if (stage, done) == point:
-            raise KeyboardInterrupt
-
-    return stop
-
-
-def interrupted(checkpoint: Path, folder: Path, point: tuple[str, int], **options: Any) -> Path:
-    """Interrupt an export at (stage, done); returns what it leaves."""
-    with pytest.raises(KeyboardInterrupt):
-        export(checkpoint, folder, progress=stopping_at(point), **options)
-    (leftover,) = folder.parent.iterdir()
-    return leftover
-
-
-def assert_same(one: Path, other: Path) -> None:
-    names = sorted(path.name for path in one.iterdir())
-    assert names == sorted(path.name for path in other.iterdir())
-    for name in names:
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+interrupted = partial(interrupted_export, export)
 
 
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: f"{point[0]}-{point[1]}")

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from interruption import assert_same, interrupted_export
 from tiny_checkpoint import write_checkpoint
 
 from edge.bundle import open_bundle
@@ -49,24 +51,7 @@ def export(checkpoint: Path, folder: Path, weights: str = "int4", **options: obj
     export_checkpoint(checkpoint, folder, weights=weights, reference=reference, **options)  # type: ignore[arg-type]
 
 
-def interrupted(checkpoint: Path, folder: Path, point: tuple[str, int], **options: object) -> Path:
-    """Interrupt an export at (stage, done); returns what it leaves."""
-
-    def interrupt(stage: str, done: int, total: int) -> None:
-        if (stage, done) == point:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        export(checkpoint, folder, progress=interrupt, **options)
-    (leftover,) = folder.parent.iterdir()
-    return leftover
-
-
-def assert_same(one: Path, other: Path) -> None:
-    names = sorted(path.name for path in one.iterdir())
-    assert names == sorted(path.name for path in other.iterdir())
-    for name in names:
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+interrupted = partial(interrupted_export, export)
 
 
 @pytest.fixture
