@@ -19,7 +19,6 @@ from apps.bench.machine import available_cores, machine_card
 from edge import gpu_operations as operations
 from edge.gpu import DeviceArray, Gpu
 
-PARTS = ("copy", "matmul", "attention")
 HEADINGS = ("kernel", "us", "GB/s", "of a copy", "PyTorch SDPA us", "same bits")
 ON_HOST = ("new_slots", "spans")
 WRITTEN = ("key_cache", "value_cache", "key_scales", "value_scales")
@@ -37,12 +36,12 @@ class Effort:
 
 
 def measure(
-    parts: Sequence[str] = PARTS, *, device: int = 0, effort: Effort | None = None, small: bool = False
+    parts: Sequence[str], *, device: int = 0, effort: Effort | None = None, small: bool = False
 ) -> dict[str, Any]:
     """Time the kernels.
 
     Args:
-      parts: some of PARTS; the copy is always measured.
+      parts: some of `matmul` and `attention`; the copy is always measured.
       small: little sizes, to see that everything runs; the figures then say nothing.
 
     Returns:

@@ -7,25 +7,19 @@ from typing import Any
 
 from apps.cli import console
 from apps.cli.bench_card import report
-from apps.cli.parsing import number
+from apps.cli.parsing import number, some_of
 
 PARTS = ("copy", "matmul", "attention")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=number(int, at_least=0), default=0, metavar="N", help="of the GPU; default 0")
+    some = ", ".join(PARTS)
     parser.add_argument(
-        "--only", type=_parts, default=list(PARTS), metavar="PART[,PART]", help=f"of {', '.join(PARTS)}; default all"
+        "--only", type=some_of(PARTS), default=list(PARTS), metavar="PART[,PART]", help=f"of {some}; default all"
     )
     parser.add_argument("--small", action="store_true", help="little sizes: to see that everything runs")
     parser.add_argument("--json", action="store_true", help="end with one JSON document")
-
-
-def _parts(text: str) -> list[str]:
-    parts = text.split(",")
-    if wrong := [part for part in parts if part not in PARTS]:
-        raise argparse.ArgumentTypeError(f"expected some of {', '.join(PARTS)}, found {wrong[0]!r}")
-    return parts
 
 
 def run(args: argparse.Namespace) -> int:

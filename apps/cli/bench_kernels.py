@@ -8,7 +8,7 @@ from typing import Any
 
 from apps.cli import console
 from apps.cli.bench_card import report, writing
-from apps.cli.parsing import number, thread_count
+from apps.cli.parsing import number, some_of, thread_count
 
 PARTS = ("peaks", "attention", "matmul", "model")
 SIZES = ("3B", "7B")
@@ -21,8 +21,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N[,N]",
         help="measure with each of these; default all cores",
     )
+    some = ", ".join(PARTS)
     parser.add_argument(
-        "--only", type=_parts, default=list(PARTS), metavar="PART[,PART]", help=f"of {', '.join(PARTS)}; default all"
+        "--only", type=some_of(PARTS), default=list(PARTS), metavar="PART[,PART]", help=f"of {some}; default all"
     )
     parser.add_argument("--repeats", type=number(int, at_least=1), default=7, metavar="N", help="default 7")
     parser.add_argument(
@@ -39,13 +40,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there as Markdown, too")
     parser.add_argument("--json", action="store_true", help="end with one JSON document")
-
-
-def _parts(text: str) -> list[str]:
-    parts = text.split(",")
-    if wrong := [part for part in parts if part not in PARTS]:
-        raise argparse.ArgumentTypeError(f"expected some of {', '.join(PARTS)}, found {wrong[0]!r}")
-    return parts
 
 
 def run(args: argparse.Namespace) -> int:

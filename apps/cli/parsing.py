@@ -9,7 +9,7 @@ import argparse
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from edge.errors import UsageError
@@ -85,6 +85,18 @@ def turn_rate(text: str) -> float:
     from edge.pacing import check_turn_rate
 
     return check_turn_rate(number(float, at_least=LEAST_FPS)(text))
+
+
+def some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """A converter for argparse: names of `known` with commas between."""
+
+    def convert(text: str) -> list[str]:
+        names = text.split(",")
+        if wrong := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, found {wrong[0]!r}")
+        return names
+
+    return convert
 
 
 def seed_range(text: str) -> range:
