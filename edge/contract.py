@@ -314,6 +314,12 @@ class LayerCache:
     reason: str
 
 
+def kv_layer_bytes(facts: DecoderFacts, dtype: str) -> int:
+    """Bytes of one layer's keys and values of one token: as float32, or as int8 codes with their scales."""
+    head_bytes = {"float32": 4 * facts.head_dim, "int8": facts.head_dim + SCALE_BYTES}
+    return 2 * facts.num_kv_heads * head_bytes[dtype]
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Everything about a bundle that is not a weight."""
@@ -344,15 +350,13 @@ class Manifest:
         with, which all layers share and only those with a key offset need.
         """
         facts = self.decoder_facts
-        head_bytes = {"float32": 4 * facts.head_dim, "int8": facts.head_dim + SCALE_BYTES}
         angle_bytes = 2 * (facts.head_dim // 2) * 4 if self.key_offset_layers else 0
-        return sum(2 * facts.num_kv_heads * head_bytes[dtype] for dtype in self.kv_dtypes) + angle_bytes
+        return sum(kv_layer_bytes(facts, dtype) for dtype in self.kv_dtypes) + angle_bytes
 
     @property
     def stock_kv_bytes_per_token(self) -> int:
         """Bytes that one token occupies in the stock graph's KV cache, which is float32 in every layer."""
-        facts = self.decoder_facts
-        return facts.layers * 2 * facts.num_kv_heads * facts.head_dim * 4
+        return self.decoder_facts.layers * kv_layer_bytes(self.decoder_facts, "float32")
 
     @property
     def max_visual_tokens(self) -> int:

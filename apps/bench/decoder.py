@@ -21,6 +21,7 @@ from apps.bench.random_bundle import Progress, Recipe
 from apps.bench.workers import ROOT
 from edge import native
 from edge.bundle import Bundle, open_bundle
+from edge.contract import kv_layer_bytes
 from edge.decoder import MAX_PREFILL_TOKENS
 from edge.errors import BackendError, EdgeError, MemoryBudgetError, UsageError
 from edge.memory import available_bytes, bytes_text
@@ -127,8 +128,8 @@ def _check_memory(recipe: Recipe, capacity_tokens: int) -> None:
     """Refuse a bundle whose weights and cache do not fit, before it is written."""
     facts, free = recipe.facts.decoder, available_bytes()
     is_native = native.available() is None
-    value_bytes = 1 + 4 / facts.head_dim if recipe.kv == "int8" and is_native else 4
-    cache = int(capacity_tokens * facts.layers * 2 * facts.num_kv_heads * facts.head_dim * value_bytes)
+    dtype = "int8" if recipe.kv == "int8" and is_native else "float32"
+    cache = capacity_tokens * facts.layers * kv_layer_bytes(facts, dtype)
     embedding_bytes = recipe.embedding_bytes  # mapped, and read only where a token needs it
     factor = LOADED_FACTOR[recipe.weights] if is_native else STOCK_LOADED_FACTOR
     weights = int((recipe.bytes - embedding_bytes) * factor)
