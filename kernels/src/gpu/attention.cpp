@@ -248,45 +248,35 @@ streamo_status run(streamo_gpu* gpu, const streamo_attention& a, const void* giv
   return c.splits == 1 ? STREAMO_OK : merge(gpu, a, c, p, stream);
 }
 
-}  // namespace
-}  // namespace streamo::gpu
-
-// The most that a call with these sizes needs, whether it brings a table or not, whatever it names.
-extern "C" streamo_status streamo_gpu_attention_workspace(streamo_gpu* gpu, const streamo_attention* arguments,
-                                                          size_t* bytes) {
-  using namespace streamo;
-  using namespace streamo::gpu;
+// The workspace of a call with these sizes that is cut as `cut_of` says.
+streamo_status count_workspace(streamo_gpu* gpu, const streamo_attention* arguments,
+                               Cut (*cut_of)(const streamo_gpu*, const streamo_attention&), size_t* bytes) {
   return on_device(gpu, [&]() -> streamo_status {
     if (arguments == nullptr || bytes == nullptr) {
       return refuse(STREAMO_BAD_ARGUMENT, "attention: expected arguments and a place for the workspace's size");
     }
     const streamo_attention& a = *arguments;
     if (const streamo_status status = validate_sizes(a)) return status;
-    const Cut c = cut(gpu, a);
-    if (const streamo_status status = validate_for_gpu(a, c)) return status;
+    if (const streamo_status status = validate_for_gpu(a, cut(gpu, a))) return status;
     Workspace counted;
-    take(a, c, TableSize(a.new_tokens, a.capacity, a.span_count).words(), counted);
+    take(a, cut_of(gpu, a), TableSize(a.new_tokens, a.capacity, a.span_count).words(), counted);
     *bytes = counted.used();
     return STREAMO_OK;
   });
 }
 
+}  // namespace
+}  // namespace streamo::gpu
+
+// With a table in the workspace, whether the call will bring one of its own or not, whatever it names.
+extern "C" streamo_status streamo_gpu_attention_workspace(streamo_gpu* gpu, const streamo_attention* arguments,
+                                                          size_t* bytes) {
+  return streamo::gpu::count_workspace(gpu, arguments, streamo::gpu::cut, bytes);
+}
+
 extern "C" streamo_status streamo_gpu_attention_most_workspace(streamo_gpu* gpu, const streamo_attention* arguments,
                                                                size_t* bytes) {
-  using namespace streamo;
-  using namespace streamo::gpu;
-  return on_device(gpu, [&]() -> streamo_status {
-    if (arguments == nullptr || bytes == nullptr) {
-      return refuse(STREAMO_BAD_ARGUMENT, "attention: expected arguments and a place for the workspace's size");
-    }
-    if (const streamo_status status = validate_sizes(*arguments)) return status;
-    if (const streamo_status status = validate_for_gpu(*arguments, cut(gpu, *arguments))) return status;
-    Workspace counted;
-    const TableSize table(arguments->new_tokens, arguments->capacity, arguments->span_count);
-    take(*arguments, most_cut(gpu, *arguments), table.words(), counted);
-    *bytes = counted.used();
-    return STREAMO_OK;
-  });
+  return streamo::gpu::count_workspace(gpu, arguments, streamo::gpu::most_cut, bytes);
 }
 
 extern "C" streamo_status streamo_gpu_attention_run(streamo_gpu* gpu, const streamo_attention* arguments,
