@@ -148,8 +148,6 @@ streamo_status find_kernel(streamo_gpu* gpu, std::string_view name, Kernel** ker
 
 int32_t multiprocessors(const streamo_gpu* gpu) { return gpu->facts.multiprocessors; }
 
-bool has_kernel(const streamo_gpu* gpu, const char* variant) { return gpu->kernels.count(variant) != 0; }
-
 streamo_status detail::begin(streamo_gpu* gpu) {
   clear_error();
   if (gpu == nullptr) return refuse(STREAMO_BAD_ARGUMENT, "expected an open GPU, found NULL");

@@ -65,7 +65,7 @@ using CuHandle = void*;  // streams, events, graphs: passed through
     (CuFunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CuHandle, void**, void**))
 
 // The numbers of the driver's interface that are used here.
-constexpr CuResult kCudaSuccess = 0, kCudaOutOfMemory = 2, kCudaNoDevice = 100, kCudaInvalidDevice = 101;
+constexpr CuResult kCudaSuccess = 0, kCudaOutOfMemory = 2, kCudaNoDevice = 100;
 constexpr int kAttributeMultiprocessors = 16, kAttributeIntegrated = 18, kAttributeMajor = 75, kAttributeMinor = 76;
 constexpr int kFunctionDynamicShared = 8;  // the largest dynamic shared memory of a function
 constexpr unsigned kStreamNonBlocking = 1;

@@ -29,9 +29,6 @@ struct Grid {
 // How many multiprocessors the device has: for choosing splits.
 int32_t multiprocessors(const streamo_gpu* gpu);
 
-// Whether there is a kernel of that name; for choosing among several.
-bool has_kernel(const streamo_gpu* gpu, const char* variant);
-
 // Asynchronous, on `stream`. `upload` reads host memory before it returns.
 streamo_status upload(streamo_gpu* gpu, void* device, const void* host, size_t bytes, void* stream);
 streamo_status fill(streamo_gpu* gpu, void* device, uint8_t value, size_t bytes, void* stream);
