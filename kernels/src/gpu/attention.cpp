@@ -12,7 +12,6 @@ namespace streamo::gpu {
 namespace {
 
 constexpr float kLog2E = 1.44269504088896340736f;
-constexpr int32_t kMostGrid = 65535; /* of a grid's second and third axis */
 constexpr int32_t kMostAppendSplits = 8;
 constexpr int32_t kDecodeRows = 16;  /* up to so many query rows of a KV head are one tile of a tensor core */
 
@@ -187,7 +186,7 @@ streamo_status validate_alignment(const streamo_attention& a) {
                   {a.slot_cos, "slot_cos"}, {a.slot_sin, "slot_sin"},         {a.key_scales, "key_scales"},
                   {a.output, "output"},     {a.value_scales, "value_scales"}};
   for (const auto& entry : pointers) {
-    if (reinterpret_cast<uintptr_t>(entry.pointer) % 16 != 0) {
+    if (!is_aligned(entry.pointer)) {
       return refuse(STREAMO_BAD_ARGUMENT, "%s must be aligned to 16 bytes on a GPU, found address %p", entry.name,
                     entry.pointer);
     }
@@ -214,7 +213,7 @@ streamo_status validate_call(const streamo_attention* arguments, const void* tab
   streamo_attention without_rows = *arguments;
   without_rows.span_count = 0;
   without_rows.new_slots = static_cast<const int32_t*>(table);
-  if (most_spans < 0 || reinterpret_cast<uintptr_t>(table) % 16 != 0) {
+  if (most_spans < 0 || !is_aligned(table)) {
     return refuse(STREAMO_BAD_ARGUMENT, "attention: expected a table aligned to 16 bytes, for at least 0 spans, found %d",
                   most_spans);
   }

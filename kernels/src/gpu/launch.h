@@ -25,6 +25,10 @@ namespace streamo::gpu {
 struct Grid {
   uint32_t x = 1, y = 1, z = 1;
 };
+constexpr int32_t kMostGrid = 65535;  // of y and of z
+
+// Whether kernels take this address: kernels/gpu/variant.py promises them so much of pointers. They take NULL.
+inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 // How many multiprocessors the device has: for choosing splits.
 int32_t multiprocessors(const streamo_gpu* gpu);
@@ -116,7 +120,7 @@ class Workspace {
       return refuse(STREAMO_BAD_ARGUMENT, "%s: expected a workspace of %zu bytes, found %zu", what, used_,
                     memory_ == nullptr ? size_t{0} : bytes_);
     }
-    if (reinterpret_cast<uintptr_t>(memory_) % 16 != 0) {
+    if (!is_aligned(memory_)) {
       return refuse(STREAMO_BAD_ARGUMENT, "%s: the workspace is not aligned to 16 bytes", what);
     }
     return STREAMO_OK;

@@ -25,7 +25,7 @@ constexpr int32_t kRowPrograms = 8, kFewRowsPrograms = 4, kManyRowsPrograms = 2;
 // A split below this many tiles costs more to merge than it saves.
 constexpr int32_t kFewestTiles = 8;
 
-constexpr int32_t kMostOutputs = 1 << 24, kMostRows = 65535;
+constexpr int32_t kMostOutputs = 1 << 24, kMostRows = kMostGrid;
 
 int32_t ceil_div(int64_t a, int64_t b) { return static_cast<int32_t>((a + b - 1) / b); }
 
@@ -123,7 +123,7 @@ streamo_status check_call(const streamo_weights_source* weights, const streamo_m
   }
   const void* pointers[] = {weights->codes, weights->scales, call->input, call->bias, call->residual, call->output};
   for (const void* pointer : pointers) {
-    if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) {
+    if (!is_aligned(pointer)) {
       return refuse(STREAMO_BAD_ARGUMENT, "matmul: expected addresses that are multiples of 16 bytes, found %p", pointer);
     }
   }

@@ -11,7 +11,6 @@ namespace {
 
 constexpr float kLog2E = 1.44269504088896340736f;
 constexpr int32_t kBlockRows = 64; /* BLOCK_M of kernels/gpu/window.py */
-constexpr int32_t kMostGrid = 65535;
 constexpr int32_t kWidths[] = {32, 64, 80, 128};
 
 // Blocks of query rows in the largest window; smaller windows leave programs without work.
@@ -37,7 +36,7 @@ streamo_status validate_for_gpu(const streamo_window_attention& a) {
   }
   for (const void* pointer : {static_cast<const void*>(a.qkv), static_cast<const void*>(a.rope_cos),
                               static_cast<const void*>(a.rope_sin), static_cast<const void*>(a.output)}) {
-    if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) {
+    if (!is_aligned(pointer)) {
       return refuse(STREAMO_BAD_ARGUMENT, "window attention: expected tensors aligned to 16 bytes, found address %p",
                     pointer);
     }
