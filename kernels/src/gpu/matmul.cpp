@@ -29,6 +29,11 @@ constexpr int32_t kMostOutputs = 1 << 24, kMostRows = kMostGrid;
 
 int32_t ceil_div(int64_t a, int64_t b) { return static_cast<int32_t>((a + b - 1) / b); }
 
+// Pieces of 16 bytes in a row of codes.
+int32_t quads_of(const streamo_weights_source& weights) {
+  return static_cast<int32_t>(static_cast<int64_t>(weights.outputs) * weights.bits / 128);
+}
+
 enum class Way { row, rows, any };
 
 struct Plan {
@@ -146,10 +151,9 @@ streamo_status multiply_row(streamo_gpu* gpu, const Plan& plan, const Pieces& pi
                             const streamo_weights_source& weights, const streamo_matmul& call, void* stream) {
   char name[64];
   std::snprintf(name, sizeof name, "product_row_w%da%d", weights.bits, plan.by_block ? 8 : 32);
-  const int32_t quads = static_cast<int32_t>(static_cast<int64_t>(weights.outputs) * weights.bits / 128);
   const float of_block = static_cast<float>(kSegment) / static_cast<float>(weights.block);
   return launch(gpu, name, plan.grid, stream, call.input, weights.codes, weights.scales, pieces.sums,
-                weights.inputs / kSegment, weights.outputs, quads, weights.block, of_block,
+                weights.inputs / kSegment, weights.outputs, quads_of(weights), weights.block, of_block,
                 plan.tiles_each * kRowSegments);
 }
 
@@ -158,12 +162,12 @@ streamo_status multiply_rows(streamo_gpu* gpu, const Plan& plan, const Pieces& p
   char name[64];
   std::snprintf(name, sizeof name, "product_rows_w%da%d_k%d_m%d%s", weights.bits, plan.by_block ? 8 : 16, plan.tile,
                 plan.row_tile, plan.gate_in_place ? "_gated" : "");
-  const int32_t quads = static_cast<int32_t>(static_cast<int64_t>(weights.outputs) * weights.bits / 128);
   float* sums = plan.gate_in_place ? call.output : pieces.sums;
   const int32_t stride = plan.gate_in_place ? static_cast<int32_t>(call.output_stride) : weights.outputs;
   return launch(gpu, name, plan.grid, stream, pieces.rows, pieces.row_scales, weights.codes, weights.scales, sums,
-                call.bias, call.rows, plan.pitch, weights.outputs, quads, plan.tiles, weights.block / plan.tile,
-                plan.scale_stride, plan.tiles_each, stride, call.bias == nullptr ? 0 : weights.outputs);
+                call.bias, call.rows, plan.pitch, weights.outputs, quads_of(weights), plan.tiles,
+                weights.block / plan.tile, plan.scale_stride, plan.tiles_each, stride,
+                call.bias == nullptr ? 0 : weights.outputs);
 }
 
 streamo_status multiply_any(streamo_gpu* gpu, const Plan& plan, const Pieces& pieces,
