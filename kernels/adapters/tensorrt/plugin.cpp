@@ -64,6 +64,15 @@ streamo_gpu* gpu() noexcept {
   return opened;
 }
 
+// What one of streamo_gpu.h's functions that count a workspace answers; 0 without a GPU.
+template <typename Count, typename... Arguments>
+size_t workspace_bytes(char const* what, Count count, Arguments... arguments) noexcept {
+  size_t bytes = 0;
+  streamo_gpu* const device = gpu();
+  if (device) accept(count(device, arguments..., &bytes), what);
+  return bytes;
+}
+
 int32_t size(PluginTensorDesc const& tensor, int32_t axis) { return static_cast<int32_t>(tensor.dims.d[axis]); }
 int32_t most(DynamicPluginTensorDesc const& tensor, int32_t axis) { return static_cast<int32_t>(tensor.max.d[axis]); }
 
@@ -220,10 +229,7 @@ class TableAttention final : public Plugin {
                           int32_t) const noexcept override {
     streamo_attention const step = sizes(most(inputs[kQkv], 0), most(inputs[kKeys], 2), most(inputs[kRopeCos], 1),
                                          most(inputs[kRunCos], 0));
-    size_t bytes = 0;
-    streamo_gpu* const device = gpu();
-    if (device) accept(streamo_gpu_attention_most_workspace(device, &step, &bytes), kName);
-    return bytes;
+    return workspace_bytes(kName, streamo_gpu_attention_most_workspace, &step);
   }
 
  protected:
@@ -260,8 +266,9 @@ class TableAttention final : public Plugin {
     }
     streamo_gpu* const device = gpu();
     if (!device) return kFailed;
-    return accept(streamo_gpu_attention_run(device, &step, inputs[kTable], attributes_["most_spans"], workspace,
-                                            workspace_bytes(step), stream),
+    size_t const bytes = workspace_bytes(kName, streamo_gpu_attention_workspace, &step);
+    return accept(streamo_gpu_attention_run(device, &step, inputs[kTable], attributes_["most_spans"], workspace, bytes,
+                                            stream),
                   kName);
   }
 
@@ -285,12 +292,6 @@ class TableAttention final : public Plugin {
     static float const somewhere = 0;  // how much scratch memory a step takes depends on whether there is an offset
     if (offset()) step.key_offset = &somewhere;
     return step;
-  }
-  static size_t workspace_bytes(streamo_attention const& step) {
-    size_t bytes = 0;
-    streamo_gpu* const device = gpu();
-    if (device) accept(streamo_gpu_attention_workspace(device, &step, &bytes), kName);
-    return bytes;
   }
 };
 
@@ -319,13 +320,7 @@ class MatMul final : public Plugin {
     static float const somewhere = 0;  // how much scratch memory a product takes depends on what is added to it
     if (attributes_["bias"]) arguments.bias = &somewhere;
     if (attributes_["residual"]) arguments.residual = &somewhere;
-    size_t bytes = 0;
-    streamo_gpu* const device = gpu();
-    if (device) {
-      accept(streamo_gpu_matmul_most_workspace(device, &source, &arguments, STREAMO_GPU_ACTIVATIONS_AUTO, &bytes),
-             kName);
-    }
-    return bytes;
+    return workspace_bytes(kName, streamo_gpu_matmul_most_workspace, &source, &arguments, kActivations);
   }
 
  protected:
@@ -344,13 +339,13 @@ class MatMul final : public Plugin {
     arguments.output = static_cast<float*>(outputs[0]);
     streamo_gpu* const device = gpu();
     if (!device) return kFailed;
-    return accept(streamo_gpu_matmul_run(device, &source, &arguments, STREAMO_GPU_ACTIVATIONS_AUTO, workspace,
-                                         workspace_bytes(source, arguments), stream),
-                  kName);
+    size_t const bytes = workspace_bytes(kName, streamo_gpu_matmul_workspace, &source, &arguments, kActivations);
+    return accept(streamo_gpu_matmul_run(device, &source, &arguments, kActivations, workspace, bytes, stream), kName);
   }
 
  private:
   enum Input : int32_t { kValues, kCodes, kScales, kRest };
+  static constexpr int32_t kActivations = STREAMO_GPU_ACTIVATIONS_AUTO;
 
   streamo_weights_source weights(int32_t inputs, int32_t outputs) const {
     streamo_weights_source source{};
@@ -367,14 +362,6 @@ class MatMul final : public Plugin {
     arguments.input_stride = inputs;
     arguments.output_stride = outputs / (1 + attributes_["gated"]);
     return arguments;
-  }
-  static size_t workspace_bytes(streamo_weights_source const& source, streamo_matmul const& arguments) {
-    size_t bytes = 0;
-    streamo_gpu* const device = gpu();
-    if (device) {
-      accept(streamo_gpu_matmul_workspace(device, &source, &arguments, STREAMO_GPU_ACTIVATIONS_AUTO, &bytes), kName);
-    }
-    return bytes;
   }
 };
 
