@@ -55,10 +55,8 @@ def attention(
     arguments, host_output, kept = attention_arguments({**given, "query_heads": query_heads, "scale": scale})
     found = _output(gpu, output, host_output.shape)
     arguments.output = found.pointer
-    need = ctypes.c_size_t()
-    gpu.call("attention_workspace", ctypes.byref(arguments), ctypes.byref(need))
     most = arguments.span_count if most_spans is None else most_spans
-    gpu.call("attention_run", ctypes.byref(arguments), device_pointer(table), most, *_scratch(gpu, need, stream))
+    _run(gpu, "attention", arguments, more=(device_pointer(table), most), stream=stream)
     del kept
     return found
 
@@ -100,10 +98,7 @@ def window_attention(
     arguments, host_output, _kept = window_arguments(form_of(qkv, "qkv"), cos, sin, window_starts, heads, scale)
     found = _output(gpu, output, host_output.shape)
     arguments.output = found.pointer
-    need = ctypes.c_size_t()
-    gpu.call("window_attention_workspace", ctypes.byref(arguments), ctypes.byref(need))
-    starts = device_pointer(device_starts, "device_starts")
-    gpu.call("window_attention_run", ctypes.byref(arguments), starts, *_scratch(gpu, need, stream))
+    _run(gpu, "window_attention", arguments, more=(device_pointer(device_starts, "device_starts"),), stream=stream)
     return found
 
 
@@ -129,10 +124,7 @@ def matmul(
     shape = (int(source.inputs), int(source.outputs), gated)
     added = None if bias is None else form_of(bias, "bias"), None if residual is None else form_of(residual, "residual")
     arguments, _, _kept = matmul_arguments(rows, shape, added[0], added[1], form_of(found, "output"))
-    need = ctypes.c_size_t()
-    pair = (ctypes.byref(source), ctypes.byref(arguments), activations)
-    gpu.call("matmul_workspace", *pair, ctypes.byref(need))
-    gpu.call("matmul_run", *pair, *_scratch(gpu, need, stream))
+    _run(gpu, "matmul", source, arguments, activations, stream=stream)
     return found
 
 
@@ -177,9 +169,7 @@ def sample(
     found = token if token is not None else gpu.empty(1, np.int32)
     arguments = abi.SampleArguments(int(np.prod(array.shape)), temperature, top_k, top_p, random)
     arguments.logits, arguments.token = device_pointer(array, "logits"), found.pointer
-    need = ctypes.c_size_t()
-    gpu.call("sample_workspace", ctypes.byref(arguments), ctypes.byref(need))
-    gpu.call("sample_run", ctypes.byref(arguments), *_scratch(gpu, need, stream))
+    _run(gpu, "sample", arguments, stream=stream)
     return found
 
 
@@ -231,9 +221,7 @@ def patches_of_frame(
         half = form_of(chroma, "chroma")
         _check_plane(half, "chroma", (height // 2, width // 2, 2))
         arguments.chroma, arguments.chroma_stride = half.ctypes.data, half.strides[0]
-    need = ctypes.c_size_t()
-    gpu.call("frame_workspace", ctypes.byref(arguments), ctypes.byref(need))
-    gpu.call("frame_run", ctypes.byref(arguments), *_scratch(gpu, need, stream))
+    _run(gpu, "frame", arguments, stream=stream)
     return found
 
 
@@ -252,9 +240,15 @@ def _output(gpu: Gpu, given: DeviceArray | None, shape: tuple[int, ...]) -> Devi
     return given
 
 
-def _scratch(gpu: Gpu, need: ctypes.c_size_t, stream: int | None) -> tuple[int | None, int, int | None]:
-    """Workspace, its bytes, and the stream: the last arguments of most calls."""
-    if not need.value:
-        return None, 0, stream
-    space = gpu.workspace(need.value, stream)
-    return space.pointer, space.nbytes, stream
+def _run(gpu: Gpu, operation: str, *arguments: Any, more: tuple[Any, ...] = (), stream: int | None) -> None:
+    """Ask how much workspace an operation takes, and run it with as much.
+
+    Args:
+      arguments: structs and numbers that both calls take. more: what only the second takes behind them.
+    """
+    given = [ctypes.byref(value) if isinstance(value, ctypes.Structure) else value for value in arguments]
+    need = ctypes.c_size_t()
+    gpu.call(f"{operation}_workspace", *given, ctypes.byref(need))
+    space = gpu.workspace(need.value, stream) if need.value else None
+    memory, size = (space.pointer, space.nbytes) if space else (None, 0)
+    gpu.call(f"{operation}_run", *given, *more, memory, size, stream)
