@@ -16,10 +16,15 @@ from edge import gpu_abi as abi
 from edge.errors import KernelError
 from edge.gpu import Gpu
 from edge.gpu_arrays import DeviceArray, device_array, device_pointer
-from edge.kernel_arguments import attention_arguments, matmul_arguments, weights_source, window_arguments
+from edge.kernel_arguments import (
+    OPTIONAL_ARRAYS,
+    attention_arguments,
+    matmul_arguments,
+    weights_source,
+    window_arguments,
+)
 
 ON_HOST = ("new_slots", "spans")
-OPTIONAL = ("qkv_bias", "key_scales", "value_scales", "key_offset", "slot_cos", "slot_sin")
 
 
 def form_of(value: Any, name: str) -> np.ndarray:
@@ -49,7 +54,7 @@ def attention(
       table: what `attention_table` made, on the device; None sends spans and slots with this call.
       most_spans: as the table was made for. output: (T, Hq D) float32; None makes a new array.
     """
-    given: dict[str, Any] = dict.fromkeys(OPTIONAL)
+    given: dict[str, Any] = dict.fromkeys(OPTIONAL_ARRAYS)
     for name, value in arrays.items():
         given[name] = value if value is None or name in ON_HOST else form_of(value, name)
     arguments, host_output, kept = attention_arguments({**given, "query_heads": query_heads, "scale": scale})

@@ -15,6 +15,9 @@ import numpy as np
 from edge import kernels_abi as abi
 from edge.errors import KernelError
 
+OPTIONAL_ARRAYS = ("qkv_bias", "key_scales", "value_scales", "key_offset", "slot_cos", "slot_sin")
+"""Of attention; None where they are left out."""
+
 
 def attention_arguments(given: Mapping[str, Any]) -> tuple[abi.AttentionArguments, np.ndarray, list[np.ndarray]]:
     """`given`: the arguments of `native.attention` by name."""
@@ -49,7 +52,6 @@ def attention_arguments(given: Mapping[str, Any]) -> tuple[abi.AttentionArgument
         "run_sin": (np.float32, (runs, half)),
     }
     written = ("key_cache", "value_cache", "key_scales", "value_scales")
-    optional = ("qkv_bias", "key_scales", "value_scales", "key_offset", "slot_cos", "slot_sin")
     output = np.empty((tokens, query_heads * head_dim), np.float32)
     arguments = abi.AttentionArguments(
         query_heads, kv_heads, head_dim, capacity, tokens, abi.KV_INT8 if keys.dtype == np.int8 else abi.KV_F32
@@ -57,7 +59,7 @@ def attention_arguments(given: Mapping[str, Any]) -> tuple[abi.AttentionArgument
     arguments.scale = head_dim**-0.5 if given["scale"] is None else given["scale"]
     kept = [output]
     for name, (dtype, shape) in shapes.items():
-        if given[name] is None and name in optional:
+        if given[name] is None and name in OPTIONAL_ARRAYS:
             continue
         array = _checked(given[name], name, dtype, shape, writable=name in written)
         kept.append(array)

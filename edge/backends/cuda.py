@@ -24,6 +24,7 @@ from edge.backends.ort_session import Provider, onnxruntime_module
 from edge.backends.place import DevicePlace
 from edge.bundle import Bundle
 from edge.contract import Manifest
+from edge.decoder import MAX_PREFILL_TOKENS
 from edge.errors import BackendError, DeviceLostError, EdgeError, MemoryBudgetError
 from edge.gpu import Gpu
 from edge.gpu_abi import cubin_folder
@@ -33,7 +34,6 @@ from edge.preprocess import PreprocessConfig
 
 PROVIDER = "CUDAExecutionProvider"
 _HOST_INPUTS = frozenset((contract.NEW_SLOTS, contract.SPANS, contract.WINDOW_STARTS))
-_TOKENS = 512  # most in one run: `decoder.MAX_PREFILL_TOKENS`
 _FIXED_BYTES = 512 << 20  # ONNX Runtime's own kernels, cuBLAS, and the driver's context
 _INSTALL = 'pip uninstall -y onnxruntime; pip install "onnxruntime-gpu[cuda,cudnn]"; docs/gpu.md has the details'
 _NO_CODE = re.compile(r"no kernel image|CUDA (failure|error) 209", re.IGNORECASE)
@@ -183,7 +183,7 @@ def workspace_bytes(manifest: Manifest) -> int:
     """An estimate of what runs take besides weights and cache: a few of each layer's activations, and the libraries."""
     decoder, vision = manifest.decoder_facts, manifest.vision_facts
     merge = manifest.preprocess.merge_size**2
-    text = _TOKENS * (4 * decoder.hidden_size + 3 * decoder.intermediate_size)
+    text = MAX_PREFILL_TOKENS * (4 * decoder.hidden_size + 3 * decoder.intermediate_size)
     frame = manifest.max_visual_tokens * merge * (6 * vision.hidden_size + 3 * vision.intermediate_size)
     return 4 * (text + frame + decoder.vocab_size) + _FIXED_BYTES
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from edge import contract
 from edge.engines.toolkit import TensorRT
 from edge.errors import EngineError
+from edge.user_cache import own_cache_folder
 
 PLUGIN_VARIABLE = "STREAMO_TENSORRT_PLUGIN"
 PLUGIN_FILE = "libstreamo_tensorrt.so"
@@ -40,15 +41,9 @@ class Plugin:
     sha256: str
 
 
-def cache_folder() -> Path:
-    """Where a user's own builds are kept."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "streamo-edge"
-
-
 def built_path(toolkit_text: str) -> Path:
     """Where the plugin for one version of TensorRT is built to."""
-    return cache_folder() / f"tensorrt-{toolkit_text}" / PLUGIN_FILE
+    return own_cache_folder() / f"tensorrt-{toolkit_text}" / PLUGIN_FILE
 
 
 def find_plugin(toolkit: TensorRT) -> Plugin:

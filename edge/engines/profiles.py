@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from edge import contract
 from edge.contract import Manifest
+from edge.decoder import MAX_PREFILL_TOKENS
 from edge.errors import EngineError
 
 MOST_CACHED_TOKENS = 1 << 16
 """Rows of the KV cache that an engine is built for; the cache itself is allocated at the start of a run."""
 USUAL_CACHED_TOKENS = 1 << 14
-MOST_NEW_TOKENS = 512
 USUAL_NEW_TOKENS = 144
 """Of a turn: a frame of 128 visual tokens and its text."""
 MOST_RUNS = 64
@@ -73,7 +73,7 @@ def decoder_profiles(manifest: Manifest, table_words: TableWords) -> list[Profil
     """For one token, and for a turn or another part of a prompt."""
     return [
         _decoder_profile(manifest, "token", (1, 1, 1), table_words),
-        _decoder_profile(manifest, "turn", (2, USUAL_NEW_TOKENS, MOST_NEW_TOKENS), table_words),
+        _decoder_profile(manifest, "turn", (2, USUAL_NEW_TOKENS, MAX_PREFILL_TOKENS), table_words),
     ]
 
 
