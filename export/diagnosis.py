@@ -98,8 +98,8 @@ def layer_errors(original: FloatModel, stored: FloatModel, talk: Conversation) -
     """Of each decoder layer on the original's activations: error of what it adds, as a part of what it should add."""
     facts = original.checkpoint.facts.decoder
     count = min(len(talk.ids), LONGEST_TOKENS)
-    frames = original.vision(talk.frames)
-    hidden = talk.embeds(original.embeddings(talk.ids), frames)[:count]
+    visual = talk.visual or original.vision(talk.frames)
+    hidden = talk.embeds(original.embeddings(talk.ids), visual)[:count]
     cos, sin = decoder_rope(facts).tables(talk.positions[:, :count])
     errors = []
     for layer in range(facts.layers):
@@ -128,15 +128,17 @@ class _Search:
     ) -> None:
         self._written, self._held_out, self._talks, self._limits = written, held_out, talks, limits
         self._rounded, self._worst = rounded, worst
-        self._expected = [float_logits(original, talk) for talk in talks]
+        self._expected = [float_logits(original, talk, talk.visual) for talk in talks]
+        stored = FloatModel(rounded)
+        self._visual = [stored.vision(talk.frames) for talk in talks]  # the same whatever decoder layers are raised
 
     def passes(self, raised: Mapping[int, str]) -> bool:
         """Whether the turns would pass with these layers raised."""
         block = self._written.decoder.block
         model = FloatModel(RaisedCheckpoint.from_rounded(self._rounded, raised, block))
         tally = Tally(self._held_out.tokens, self._held_out.interval_s)
-        for talk, expected in zip(self._talks, self._expected, strict=True):
-            tally.add(talk, expected, float_logits(model, talk))
+        for talk, expected, visual in zip(self._talks, self._expected, self._visual, strict=True):
+            tally.add(talk, expected, float_logits(model, talk, visual))
         figures = tally.figures()
         return all(keeps(figures, name, limit) for name, limit in self._limits.items())
 

@@ -74,7 +74,7 @@ def compute_held_out(
     """
     if not torch:
         model = FloatModel(checkpoint)
-        return IN_NUMPY, [float_logits(model, talk, talk.visual or None) for talk in talks]
+        return IN_NUMPY, [float_logits(model, talk, talk.visual) for talk in talks]
     from export.reference import Reference
 
     reference = Reference(checkpoint)
@@ -84,14 +84,13 @@ def compute_held_out(
     return reference.version, np.split(logits, np.cumsum([len(rows) for rows in read])[:-1])
 
 
-def float_logits(model: FloatModel, talk: Conversation, frames: list[np.ndarray] | None = None) -> np.ndarray:
+def float_logits(model: FloatModel, talk: Conversation, visual: list[np.ndarray] | None = None) -> np.ndarray:
     """Logits (n, V) behind the held-out parts, in one pass of `model`.
 
     Args:
-      frames: their embeddings, where they are known.
+      visual: what `model` makes of the frames, where that is known.
     """
-    visual = model.vision(talk.frames) if frames is None else frames
-    embeds = talk.embeds(model.embeddings(talk.ids), visual)
+    embeds = talk.embeds(model.embeddings(talk.ids), visual or model.vision(talk.frames))
     hidden = model.hidden(embeds, talk.positions, model.caches())
     return model.logits(hidden[talk.ends[talk.held_out_parts] - 1])
 
