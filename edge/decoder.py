@@ -17,6 +17,7 @@ from edge.contract import Manifest
 from edge.embeddings import Embeddings
 from edge.kv_cache import KVCache, Placement
 from edge.rope import decoder_rope, image_positions, text_positions
+from edge.sampling import Logits
 
 MAX_PREFILL_TOKENS = 512
 """Longest run of tokens given to the graph at once: attention scores take T x depth numbers a head."""
@@ -64,14 +65,14 @@ class Decoder:
         backend.allocate_cache(capacity_tokens)
         self.kv_cache = KVCache(capacity_tokens)
 
-    def prefill(self, segments: Sequence[Segment]) -> np.ndarray:
+    def prefill(self, segments: Sequence[Segment]) -> Logits:
         """Append a prompt to the cache and return the logits after its last token.
 
         Args:
           segments: text token ids and frames, in order; at least one token in all.
 
         Returns:
-          (V,) float32, valid until the next call.
+          (V,) float32, an array or on the backend's device; valid until the next call.
 
         Raises:
           MemoryBudgetError: the cache has too few rows left; rows written so far stay.
@@ -97,8 +98,8 @@ class Decoder:
             raise ValueError("a prompt needs at least one token")
         return self._run(filled, advance=next_position - first_position)
 
-    def decode_step(self, token_id: int) -> np.ndarray:
-        """Append one text token and return the logits after it: (V,) float32, valid until the next call."""
+    def decode_step(self, token_id: int) -> Logits:
+        """Append one text token and return the logits after it, as `prefill` does."""
         return self.prefill([[token_id]])
 
     def _lay_out(self, segment: Segment, position: int) -> tuple[Any, np.ndarray, int]:
@@ -109,7 +110,7 @@ class Decoder:
         count = len(segment)
         return self._embeddings.rows(segment), text_positions(position, count), count
 
-    def _run(self, count: int, advance: int) -> np.ndarray:
+    def _run(self, count: int, advance: int) -> Logits:
         cos, sin = self._rope.tables(self._positions[:, :count])
         view = self._view(self.kv_cache.append(count, advance))
         return self._backend.run_decoder(self._embeds[:count], cos, sin, view)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edge import gpu_abi as abi
-from edge.errors import KernelError
+from edge.errors import DeviceLostError, KernelError
 from edge.gpu_arrays import DeviceArray, contiguous_strides, device_array, device_pointer
 
 __all__ = ["DeviceArray", "Gpu", "GpuFacts", "device_array", "device_count", "device_pointer"]
@@ -56,9 +57,13 @@ class Gpu:
 
     Args:
       device: its number, from 0. cubin_folder: where the kernels' machine code is; None: in this package.
+      on_loss: called when the device turns out to be lost, before the error is raised.
     """
 
-    def __init__(self, device: int = 0, *, cubin_folder: Path | str | None = None) -> None:
+    def __init__(
+        self, device: int = 0, *, cubin_folder: Path | str | None = None, on_loss: Callable[[], None] | None = None
+    ) -> None:
+        self._on_loss = on_loss
         self._handle = ctypes.c_void_p()
         self._library = abi.load_library()
         self._memory: set[int] = set()
@@ -92,7 +97,12 @@ class Gpu:
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call `streamo_gpu_<name>` with this GPU and `arguments`."""
-        abi.accept(getattr(self._library, f"streamo_gpu_{name}")(self.handle, *arguments))
+        try:
+            abi.accept(getattr(self._library, f"streamo_gpu_{name}")(self.handle, *arguments))
+        except DeviceLostError:
+            if self._on_loss:
+                self._on_loss()
+            raise
 
     def load(self, prefix: str | None = None) -> None:
         """Load the machine code of all kernels, or of those whose names start with `prefix`; due before a graph."""

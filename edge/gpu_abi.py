@@ -1,7 +1,7 @@
 """The GPU part of the native library's C interface, seen through ctypes.
 
-Owns what `kernels/include/streamo_gpu.h` says beyond `streamo_kernels.h`, once more in ctypes, and what its statuses
-are among our errors. Knows no array.
+Owns what `kernels/include/streamo_gpu.h` and `streamo_onnxruntime.h` say beyond `streamo_kernels.h`, once more in
+ctypes, and what their statuses are among our errors. Knows no array.
 
 Environment:
   STREAMO_CUDA_DRIVER: another library in place of the CUDA driver `libcuda.so.1`; for tests.
@@ -140,6 +140,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "streamo_gpu_sample_run": (_POINTER, _SAMPLE, *_WORKSPACE),
     "streamo_gpu_frame_workspace": (_POINTER, _FRAME, _OUT_SIZE),
     "streamo_gpu_frame_run": (_POINTER, _FRAME, *_WORKSPACE),
+    "streamo_onnxruntime_use_table": (_POINTER, _POINTER, _NUMBER, ctypes.POINTER(ctypes.c_int64)),
 }
 
 _HINTS = {

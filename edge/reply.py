@@ -11,7 +11,7 @@ import numpy as np
 
 from edge.contract import TokenIds
 from edge.decoder import Decoder
-from edge.sampling import Sampler
+from edge.sampling import Sampler, largest
 from edge.tokenizer import ReplyText, Tokenizer
 from edge.turn import TurnState
 
@@ -70,10 +70,10 @@ class Reply:
 
         Cost: no decode step for silence and standby; one for each token of a response.
         """
-        token_id = int(np.argmax(logits))
+        token_id = largest(logits)
         self.ids = [token_id]
         while self._states.may_become_state(self.ids) and self._states.match(self.ids) is None:
-            token_id = int(np.argmax(self._decoder.decode_step(token_id)))
+            token_id = largest(self._decoder.decode_step(token_id))
             self.ids.append(token_id)
         self.unfed_ids = [token_id]
         state = self._states.match(self.ids)

@@ -6,6 +6,7 @@ Owns the random state. The decision to speak is never sampled (see `session`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, Union
 
 import numpy as np
 
@@ -33,6 +34,23 @@ class Sampling:
             raise UsageError(f"`top_p` should be above 0 and at most 1, found {self.top_p}")
 
 
+class LogitsOnDevice(Protocol):
+    """Logits (V,) that have not left a device. `np.asarray` reads them, at the cost of copying all."""
+
+    def choose(self, sampling: Sampling, random: float) -> int:
+        """What a `Sampler` chooses; `random` is its generator's next number, from 0 to below 1."""
+        ...
+
+
+Logits = Union[np.ndarray, LogitsOnDevice]  # noqa: UP007 - evaluated at run time, which Python 3.10 needs spelt so
+GREEDY = Sampling()
+
+
+def largest(logits: Logits) -> int:
+    """The token with the largest logit, the first of equal ones."""
+    return int(np.argmax(logits)) if isinstance(logits, np.ndarray) else logits.choose(GREEDY, 0.0)
+
+
 class Sampler:
     """Chooses tokens; the same settings and logits give the same tokens."""
 
@@ -40,11 +58,13 @@ class Sampler:
         self._settings = settings
         self._random = np.random.default_rng(settings.seed)
 
-    def choose(self, logits: np.ndarray) -> int:
-        """Token id chosen from (V,) float32 logits."""
+    def choose(self, logits: Logits) -> int:
+        """Token id chosen from (V,) float32 logits, on the device if they are there."""
         settings = self._settings
         if settings.temperature == 0:
-            return int(np.argmax(logits))
+            return largest(logits)
+        if not isinstance(logits, np.ndarray):
+            return logits.choose(settings, self._random.random())
         scaled = logits.astype(np.float64) / settings.temperature
         order = np.argsort(-scaled, kind="stable")
         if settings.top_k:

@@ -206,7 +206,7 @@ class StreamSession:
         asked = bool(self._questions.open)
         self._last_t = t
         prompt = self._window.begin_turn(t, joined, frame, asked=asked)
-        logits = self._decoder.prefill(prompt.segments).copy() if prompt.segments else None
+        logits = np.array(self._decoder.prefill(prompt.segments)) if prompt.segments else None
         stopwatch.lap("append")
         if not asked:
             logits = None  # as in the official loop, the model is not asked before there is a question

@@ -271,7 +271,16 @@ class FakeCuda:
         self.launched.append((name, grid))
         if self.on_launch is not None:
             self.on_launch(name, grid, values)
+        self._compute(variant, grid, values)
+
+    def _compute(self, variant: Any, grid: tuple[int, int, int], values: list[Any]) -> None:
         run_program(variant, grid, values, self._blocks_of(variant, values) if self._watch else None)
+
+    def block_of(self, pointer: int) -> tuple[int, int] | None:
+        """Start and size of the block of this driver's memory that holds an address."""
+        start, size = ctypes.c_uint64(), ctypes.c_uint64()
+        known = self._library.fake_cuda_block(ctypes.c_uint64(pointer), ctypes.byref(start), ctypes.byref(size))
+        return (start.value, size.value) if known else None
 
     def _blocks_of(self, variant: Any, values: Sequence[Any]) -> WatchedMemory | None:
         """The memory that a launch was given; None where some of it is not this driver's (a caller's host arrays)."""
@@ -279,9 +288,8 @@ class FakeCuda:
         for letter, value in zip(variant.letters, values, strict=True):
             if letter != "p" or value == 0:
                 continue
-            start, size = ctypes.c_uint64(), ctypes.c_uint64()
-            if self._library.fake_cuda_block(ctypes.c_uint64(value), ctypes.byref(start), ctypes.byref(size)):
-                blocks.append((start.value, size.value))
+            if block := self.block_of(value):
+                blocks.append(block)
                 continue
             arrays = [(array.ctypes.data, array.nbytes) for array in self.host_arrays]
             found = [block for block in arrays if block[0] <= value < sum(block)]
@@ -289,3 +297,10 @@ class FakeCuda:
                 return None
             blocks += found
         return WatchedMemory(variant.name, blocks)
+
+
+class IdleCuda(FakeCuda):
+    """Kernels are launched, checked and not run: for what happens around them."""
+
+    def _compute(self, variant: Any, grid: tuple[int, int, int], values: list[Any]) -> None:
+        pass

@@ -19,7 +19,8 @@ from edge.errors import BackendError, KernelError
 from edge.gpu_arrays import DeviceArray, contiguous_strides, device_array, device_pointer
 
 ROOT = Path(__file__).resolve().parent.parent
-HEADER = ROOT / "kernels" / "include" / "streamo_gpu.h"
+INCLUDE = ROOT / "kernels" / "include"
+HEADERS = [INCLUDE / "streamo_gpu.h", INCLUDE / "streamo_onnxruntime.h"]
 STRUCTS = {
     "streamo_gpu_facts": gpu_abi.GpuFacts,
     "streamo_gpu_norm": gpu_abi.NormArguments,
@@ -32,16 +33,18 @@ needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not i
 
 
 @needs_gcc
-def test_the_header_is_plain_c(tmp_path: Path):
+def test_the_headers_are_plain_c(tmp_path: Path):
     source = tmp_path / "one.c"
-    source.write_text('#include "streamo_gpu.h"\nint lost(void) { return STREAMO_DEVICE_LOST; }\n')
-    flags = ["-std=c99", "-pedantic-errors", "-Wall", "-Wextra", "-Werror", f"-I{HEADER.parent}"]
+    includes = "".join(f'#include "{header.name}"\n' for header in HEADERS)
+    source.write_text(f"{includes}int lost(void) {{ return STREAMO_DEVICE_LOST; }}\n")
+    flags = ["-std=c99", "-pedantic-errors", "-Wall", "-Wextra", "-Werror", f"-I{INCLUDE}"]
     subprocess.run(["gcc", *flags, "-c", str(source), "-o", str(tmp_path / "one.o")], check=True)
 
 
-def test_the_binding_has_every_function_of_the_header():
-    text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(encoding="utf-8"), flags=re.S)
-    declared = dict(re.findall(r"STREAMO_API [^;(]*?(streamo_gpu_\w+)\(([^;]*)\);", text))
+def test_the_binding_has_every_function_of_the_headers():
+    text = "".join(header.read_text(encoding="utf-8") for header in HEADERS)
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
+    declared = dict(re.findall(r"STREAMO_API [^;(]*?(streamo_\w+)\(([^;]*)\);", text))
     assert set(gpu_abi._SIGNATURES) == set(declared)
     for name, arguments in gpu_abi._SIGNATURES.items():
         assert len(arguments) == declared[name].count(",") + 1, name
@@ -69,7 +72,7 @@ def test_the_bindings_structs_and_statuses_lie_as_in_c(tmp_path: Path):
         expected.append(getattr(gpu_abi, status))
     source = tmp_path / "layout.c"
     source.write_text('#include <stdio.h>\n#include "streamo_gpu.h"\nint main(void) {' + "\n".join(lines) + "}")
-    subprocess.run(["gcc", f"-I{HEADER.parent}", str(source), "-o", str(tmp_path / "layout")], check=True)
+    subprocess.run(["gcc", f"-I{INCLUDE}", str(source), "-o", str(tmp_path / "layout")], check=True)
     printed = subprocess.run([str(tmp_path / "layout")], check=True, capture_output=True, text=True).stdout
     assert [int(number) for number in printed.split()] == expected
 

@@ -10,9 +10,10 @@ from gpu_interpreter import FakeCuda, needs_compiler, needs_triton
 from kernel_cases import needs_kernels
 
 from edge import gpu_operations as operations
+from edge.backends.place import DevicePlace
 from edge.errors import KernelError
 from edge.gpu import Gpu
-from edge.sampling import Sampler, Sampling
+from edge.sampling import Sampler, Sampling, largest
 
 pytestmark = [needs_kernels, needs_triton, needs_compiler]
 
@@ -127,3 +128,17 @@ def test_far_smaller_logits_are_never_chosen(gpu: Gpu):
 def test_settings_out_of_range_are_refused(gpu: Gpu, settings: dict[str, float], said: str):
     with pytest.raises(KernelError, match=said):
         chosen(gpu, np.zeros(4, np.float32), **settings)
+
+
+def test_a_sampler_gives_the_same_tokens_for_logits_on_the_device_as_for_an_array(gpu: Gpu):
+    place = DevicePlace(gpu, None, ("cuda", 0), frozenset(), "")
+    row = place.result("logits", (1, 500))
+    settings = Sampling(temperature=0.9, top_k=40, top_p=0.95, seed=3)
+    here, there = Sampler(settings), Sampler(settings)
+    random = np.random.default_rng(1)
+    for _ in range(8):
+        logits = 2 * random.standard_normal((1, 500)).astype(np.float32)
+        gpu.write(row, logits)
+        assert there.choose(place.logits(row)) == here.choose(logits[0])
+        assert largest(place.logits(row)) == logits.argmax()
+        assert np.array_equal(np.asarray(place.logits(row)), logits[0])

@@ -80,9 +80,9 @@ class Model:
         cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         self._timed(lambda: self.backend.run_decoder(embeds, cos, sin, view))
 
-    def _timed(self, run: Callable[[], np.ndarray]) -> None:
+    def _timed(self, run: Callable[[], Any]) -> None:
         start_ns = time.perf_counter_ns()
-        self.result = run()
+        self.result = np.asarray(run())  # also waits for a device
         self.elapsed_ms = (time.perf_counter_ns() - start_ns) / 1e6
 
 

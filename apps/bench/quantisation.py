@@ -132,7 +132,7 @@ def _logits(bundle: Bundle, talk: Conversation, threads: int | None) -> np.ndarr
                 segments.append(FrameTokens(embeds, rows // merge, columns // merge))
             else:
                 segments.append(list(ids))
-        found.append(decoder.prefill(segments).copy())
+        found.append(np.array(decoder.prefill(segments)))
     return np.stack([found[i] for i in talk.held_out_parts])
 
 

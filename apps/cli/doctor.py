@@ -137,7 +137,7 @@ def _verdict_cpu() -> str:
 
 
 def _verdict_cuda(gpu: dict[str, Any]) -> str:
-    from edge.backends.cuda import check_provider
+    from edge.backends.cuda_provider import check_provider
 
     if not gpu["usable"]:
         return "not usable: no GPU, see above"

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from edge.sampling import Logits
+
 
 @dataclass(frozen=True)
 class CacheView:
@@ -63,16 +65,14 @@ class Backend(Protocol):
         """
         ...
 
-    def run_decoder(
-        self, inputs_embeds: Any, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView
-    ) -> np.ndarray:
+    def run_decoder(self, inputs_embeds: Any, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView) -> Logits:
         """Append T tokens where `view` says and return the last one's logits.
 
         Args:
           inputs_embeds: (T, W) float32: an array, or rows of what the backend's `embeds_buffer` gave, if it has one.
 
         Returns:
-          (V,) float32; valid until the next call.
+          (V,) float32, an array or on the device; valid until the next call.
         """
         ...
 

@@ -2,7 +2,8 @@
 
 Owns what has to be there for that, what it takes of the GPU's memory, and what becomes of its errors. The cache, the
 frame's tokens and every activation stay on the device; a run is given the tokens' embeddings, angles and small tables,
-and gives back the logits. No CUDA graph is used: a decode step takes two tables from the host's memory.
+and gives back the logits, or the token that was chosen from them there. Runs of one token are recorded as CUDA graphs:
+see `step_graphs`.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import weakref
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from edge import contract
 from edge.backends.base import CacheView
+from edge.backends.cuda_provider import PROVIDER, check_provider, provider_options
 from edge.backends.ort import OrtBackend, uses_native_graph
-from edge.backends.ort_session import Provider, onnxruntime_module
+from edge.backends.ort_session import OrtSession, Provider, onnxruntime_module
 from edge.backends.place import DevicePlace
+from edge.backends.step_graphs import NO_GRAPH, StepGraphs
+from edge.backends.step_table import StepTable
 from edge.bundle import Bundle
 from edge.contract import Manifest
 from edge.decoder import MAX_PREFILL_TOKENS
@@ -31,11 +35,11 @@ from edge.gpu_abi import cubin_folder
 from edge.gpu_arrays import DeviceArray
 from edge.memory import bytes_text
 from edge.preprocess import PreprocessConfig
+from edge.sampling import Logits
 
-PROVIDER = "CUDAExecutionProvider"
 _HOST_INPUTS = frozenset((contract.NEW_SLOTS, contract.SPANS, contract.WINDOW_STARTS))
 _FIXED_BYTES = 512 << 20  # ONNX Runtime's own kernels, cuBLAS, and the driver's context
-_INSTALL = 'pip uninstall -y onnxruntime; pip install "onnxruntime-gpu[cuda,cudnn]"; docs/gpu.md has the details'
+_TRIAL_TOKENS = 64  # of a cache
 _NO_CODE = re.compile(r"no kernel image|CUDA (failure|error) 209", re.IGNORECASE)
 _NO_MEMORY = re.compile(r"out of memory|failed to allocate|allocate.*failed|no memory", re.IGNORECASE)
 
@@ -67,7 +71,8 @@ class CudaBackend(OrtBackend):
         on_host: bool = False,
     ) -> None:
         _check_graphs(bundle)
-        self.gpu = Gpu(device)
+        this = weakref.ref(self)
+        self.gpu = Gpu(device, on_loss=lambda: _keep_for_ever(this()))
         facts = self.gpu.facts
         if not on_host:
             check_provider()
@@ -75,12 +80,16 @@ class CudaBackend(OrtBackend):
         self._stream = self.gpu.make("stream")
         name = f"{facts.name} (SM {facts.sm // 10}.{facts.sm % 10})"
         place = DevicePlace(self.gpu, self._stream, ("cpu" if on_host else "cuda", device), _HOST_INPUTS, name)
+        self._table = StepTable(place, None if on_host else self._stream)
+        self._sent: tuple[int, ...] = ()  # what `_table` says of the run that comes next
+        self._graphs: StepGraphs | None = StepGraphs()
+        self._capacity_tokens = 0
         entries = {"streamo.gpu": "host" if on_host else str(device), "streamo.gpu.kernels": str(cubin_folder())}
         provider = Provider(entries=entries, diagnose=self._diagnose)
         if not on_host:
-            options = _provider_options(bundle.manifest, device, self._stream)
+            options = provider_options(bundle.manifest, device, self._stream)
             provider = Provider(PROVIDER, options, entries, exclusive, self._diagnose)
-        super().__init__(bundle, threads=threads, provider=provider, place=place)
+        self._open(bundle, threads, provider, place)
         self.identity |= {
             "gpu": facts.name,
             "sm": str(facts.sm),
@@ -88,19 +97,54 @@ class CudaBackend(OrtBackend):
             "gpu kernels": _archive_digest(facts.kernel_sm),
         }
 
+    def _open(self, bundle: Bundle, threads: int | None, provider: Provider, place: DevicePlace) -> None:
+        """Load the graphs, the decoder's so that its steps are recorded, if ONNX Runtime can."""
+        if provider.name != PROVIDER:  # nothing is recorded; the numbers are given all the same
+            super().__init__(bundle, threads=threads, provider=provider, place=place)
+            return
+        recording = replace(provider, options={**provider.options, "enable_cuda_graph": "1"})
+        try:
+            super().__init__(bundle, threads=threads, provider=provider, place=place, decoder_provider=recording)
+            self._try_recording()
+            return
+        except DeviceLostError:
+            raise
+        except BackendError as error:
+            refusal = f"ONNX Runtime does not record decode steps here, and takes longer for each: {error.message}"
+        for name in ("_decoder", "_vision"):  # so that there is memory for the weights of the next
+            vars(self).pop(name, None)
+        self._graphs = None
+        super().__init__(bundle, threads=threads, provider=provider, place=place)
+        self.notices.append(refusal)
+
+    def _try_recording(self) -> None:
+        """Record a step over an empty cache and repeat it, to see now and not in a stream whether that works."""
+        facts = self._manifest.decoder_facts
+        half = facts.head_dim // 2
+        ones, zeros = np.ones((1, half), np.float32), np.zeros((1, half), np.float32)
+        embeds = self.embeds_buffer(1)
+        embeds[0:1] = np.zeros((1, facts.hidden_size), np.float32)
+        self.allocate_cache(_TRIAL_TOKENS)
+        view = CacheView(np.zeros(1, np.int32), np.zeros((0, 3), np.int32), ones, zeros)
+        for _ in range(3):  # the first lets the operators find their memory
+            np.asarray(self.run_decoder(embeds[0:1], ones, zeros, view))
+
     def allocate_cache(self, capacity_tokens: int) -> None:
-        with self._loss_is_final():
-            super().allocate_cache(capacity_tokens)
+        super().allocate_cache(capacity_tokens)
+        self._capacity_tokens = capacity_tokens
 
-    def encode(self, patches: Any, rows: int, columns: int) -> Any:
-        with self._loss_is_final():
-            return super().encode(patches, rows, columns)
+    def run_decoder(self, inputs_embeds: Any, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView) -> Logits:
+        self._sent = self._table.send(view, self._capacity_tokens)
+        return super().run_decoder(inputs_embeds, rope_cos, rope_sin, view)
 
-    def run_decoder(
-        self, inputs_embeds: Any, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView
-    ) -> np.ndarray:
-        with self._loss_is_final():
-            return super().run_decoder(inputs_embeds, rope_cos, rope_sin, view)
+    def _graph_of(self, session: OrtSession, given: Mapping[str, Any]) -> int | None:
+        if self._graphs is None or session is not self._decoder:
+            return None
+        if given[contract.ROPE_COS].shape[0] != 1:
+            return NO_GRAPH
+        inputs = [(array.pointer, *array.shape) for array in given.values() if isinstance(array, DeviceArray)]
+        cache = next(iter(self.cache.values())).pointer  # the others lie behind it
+        return self._graphs.number((cache, self._capacity_tokens, *self._sent, *inputs))
 
     def patches_of_frame(self, frame: DeviceArray, size: tuple[int, int], preprocess: PreprocessConfig) -> DeviceArray:
         """`resize_frame` and `patchify` of a frame that is on the device: (P, 3 * patch**2), valid until the next one.
@@ -125,15 +169,6 @@ class CudaBackend(OrtBackend):
             stream=self._stream,
         )
 
-    @contextmanager
-    def _loss_is_final(self) -> Iterator[None]:
-        """Give nothing back to a device that is lost: destructors would fail, and end the process their own way."""
-        try:
-            yield
-        except DeviceLostError:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
-            raise
-
     def _diagnose(self, error: Exception) -> EdgeError | None:
         """What is behind an exception of ONNX Runtime: the device is lost, its memory is full, or something else."""
         try:
@@ -156,6 +191,12 @@ class CudaBackend(OrtBackend):
             f"free of {bytes_text(facts.memory_bytes)}",
             hint="Use a smaller `--window`, a bundle with fewer bits, or end other programs on the GPU",
         )
+
+
+def _keep_for_ever(backend: CudaBackend | None) -> None:
+    """Give nothing back to a device that is lost: destructors would fail, and end the process their own way."""
+    if backend is not None:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(backend))
 
 
 def check_weights_fit(manifest: Manifest, free_bytes: int, device: str) -> None:
@@ -200,43 +241,6 @@ def _check_graphs(bundle: Bundle) -> None:
                 f"Backend cuda runs native graphs, and bundle `{bundle.path.name}` has none of its {name}",
                 hint="Use `--backend cpu`",
             )
-
-
-def check_provider() -> None:
-    """Say why the CUDA provider cannot be loaded; ONNX Runtime itself would go on with the CPU.
-
-    Raises:
-      BackendError: with the library that is missing.
-    """
-    runtime = onnxruntime_module()
-    if PROVIDER not in runtime.get_available_providers():
-        raise BackendError(
-            f"This ONNX Runtime, {runtime.__version__}, is a build without CUDA: it has "
-            f"{', '.join(runtime.get_available_providers())}",
-            hint=_INSTALL,
-        )
-    if hasattr(runtime, "preload_dlls"):
-        runtime.preload_dlls()  # finds CUDA and cuDNN in packages of this Python
-    folder = Path(runtime.__file__).parent / "capi"
-    try:
-        for name in ("shared", "cuda"):
-            path = folder / f"libonnxruntime_providers_{name}.so"
-            if path.exists():
-                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        raise BackendError(
-            f"The CUDA provider of ONNX Runtime {runtime.__version__} cannot be loaded: {error}", hint=_INSTALL
-        ) from None
-
-
-def _provider_options(manifest: Manifest, device: int, stream: int) -> dict[str, str]:
-    exact = "fp32" in (manifest.vision.weights, manifest.decoder.weights)
-    return {
-        "device_id": str(device),
-        "user_compute_stream": str(stream),
-        "arena_extend_strategy": "kSameAsRequested",  # doubling would take twice the weights
-        "use_tf32": "0" if exact else "1",
-    }
 
 
 def _archive_digest(sm: int) -> str:

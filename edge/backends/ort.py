@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from edge.backends.place import DevicePlace, HostPlace
 from edge.bundle import Bundle
 from edge.contract import Component
 from edge.errors import BackendError, MemoryBudgetError
+from edge.sampling import Logits
 
 
 class OrtBackend:
@@ -31,6 +33,7 @@ class OrtBackend:
       bundle: an open bundle.
       threads: threads inside one operator; None leaves the choice to ONNX Runtime.
       provider, place: where the graphs run and their arrays are; by default the CPU.
+      decoder_provider: the decoder's, if it is another.
 
     Attributes:
       evicts_in_place: whether the decoder is the native graph.
@@ -47,6 +50,7 @@ class OrtBackend:
         threads: int | None = None,
         provider: Provider = CPU,
         place: HostPlace | DevicePlace | None = None,
+        decoder_provider: Provider | None = None,
     ) -> None:
         self._manifest = bundle.manifest
         self._place = place or HostPlace()
@@ -54,13 +58,13 @@ class OrtBackend:
         self.notices = _notices(native.available(), vision, decoder)
         native_vision, native_decoder = uses_native_graph(vision), uses_native_graph(decoder)
         self._vision = _load(bundle, vision, native_vision, threads, provider, self._place)
-        self._decoder = _load(bundle, decoder, native_decoder, threads, provider, self._place)
+        self._decoder = _load(bundle, decoder, native_decoder, threads, decoder_provider or provider, self._place)
         for component, session in (("vision", self._vision), ("decoder", self._decoder)):
             if session.on_cpu:
                 self.notices.append(f"Nodes of the {component} that run on the CPU: {', '.join(session.on_cpu)}")
         self.evicts_in_place = native_decoder
         self._frames = FrameTableCache(bundle.manifest.vision_facts, bundle.manifest.preprocess, native=native_vision)
-        self._logits = self._place.result(contract.LOGITS, (1, bundle.manifest.decoder_facts.vocab_size))
+        self._logits: Any = self._place.result(contract.LOGITS, (1, bundle.manifest.decoder_facts.vocab_size))
         self.cache: dict[str, Any] = {}
         self._slot_tables: list[Any] = []  # cosines and sines that each row was written with
         self._decoder.bind_output(contract.LOGITS, self._logits)
@@ -71,11 +75,11 @@ class OrtBackend:
         }
 
     def allocate_cache(self, capacity_tokens: int) -> None:
+        self.cache, self._slot_tables = {}, []  # free what was there first
         shapes = self._cache_shapes(capacity_tokens)
         wanted_bytes = sum(map(array_bytes, shapes.values()))
         self._check_memory(wanted_bytes, capacity_tokens)
         self.cache = self._place.allocate(shapes)
-        self._slot_tables = []
         for name, array in self.cache.items():
             self._decoder.bind(name, array)
             if name in (contract.SLOT_COS, contract.SLOT_SIN):
@@ -116,9 +120,7 @@ class OrtBackend:
         self._run(self._vision, {contract.PATCHES: self._place.rows(patches, tables.patch_order), **tables.feeds})
         return self._place.rows(found, tables.token_places)
 
-    def run_decoder(
-        self, inputs_embeds: Any, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView
-    ) -> np.ndarray:
+    def run_decoder(self, inputs_embeds: Any, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView) -> Logits:
         given = {contract.INPUTS_EMBEDS: inputs_embeds, contract.ROPE_COS: rope_cos, contract.ROPE_SIN: rope_sin}
         if self.evicts_in_place:
             given[contract.NEW_SLOTS], given[contract.SPANS] = view.new_slots, view.spans
@@ -128,7 +130,7 @@ class OrtBackend:
         for table, rows in zip(self._slot_tables, (rope_cos, rope_sin), strict=False):
             self._place.write_rows(table, view.new_slots, rows)
         self._run(self._decoder, given)
-        return self._place.read(self._logits)[0]
+        return self._place.logits(self._logits)
 
     def cached_rows(self, layer: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = []
@@ -146,7 +148,11 @@ class OrtBackend:
         given = {name: self._place.given(name, array) for name, array in feeds.items()}  # alive until the run is over
         for name, array in given.items():
             session.bind(name, array)
-        session.run_bound()
+        session.run_bound(self._graph_of(session, given))
+
+    def _graph_of(self, session: OrtSession, given: Mapping[str, Any]) -> int | None:
+        """The number of the recorded graph that a run with these inputs repeats; None where none are recorded."""
+        return None
 
     def _check_memory(self, wanted_bytes: int, capacity_tokens: int) -> None:
         free_bytes = self._place.free_bytes()

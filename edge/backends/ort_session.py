@@ -86,6 +86,7 @@ class OrtSession:
                 hint="`streamo-edge doctor` says what is missing",
             )
         self._binding = self._session.io_binding()
+        self._runs: dict[int, Any] = {}  # ONNX Runtime's options of a run, by the graph's number
         self.on_cpu = _nodes_on_cpu(self._session) if provider.name != CPU.name else []
         self.inputs: dict[str, Any] = {tensor.name: tensor for tensor in self._session.get_inputs()}
         self.outputs: dict[str, Any] = {tensor.name: tensor for tensor in self._session.get_outputs()}
@@ -103,16 +104,28 @@ class OrtSession:
         device, ordinal, pointer = self._place.address(array)
         return device, ordinal, array.dtype, list(array.shape), pointer
 
-    def run_bound(self) -> None:
+    def run_bound(self, graph: int | None = None) -> None:
         """Run with what is bound.
+
+        Args:
+          graph: of a session whose provider records CUDA graphs: the number to record this run under, or to run again
+            what was recorded; see `step_graphs`.
 
         Raises:
           BackendError: an operator failed; says which, and why.
         """
         try:
-            self._session.run_with_iobinding(self._binding)
+            self._session.run_with_iobinding(self._binding, self._run_options(graph))
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no public base class
             raise self._diagnose(error) or BackendError(f"The graph {self._what} failed: {error}") from None
+
+    def _run_options(self, graph: int | None) -> Any:
+        if graph is None:
+            return None
+        if graph not in self._runs:
+            self._runs[graph] = onnxruntime_module().RunOptions()
+            self._runs[graph].add_run_config_entry("gpu_graph_id", str(graph))
+        return self._runs[graph]
 
 
 def onnxruntime_module() -> Any:

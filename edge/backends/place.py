@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Union
 import numpy as np
 
 from edge.backends.cache_memory import ALIGNMENT_BYTES, Shape, allocate_arrays, array_bytes
+from edge.backends.device_logits import DeviceLogits
 from edge.gpu_arrays import DeviceArray, contiguous_strides
 from edge.memory import available_bytes
 
 if TYPE_CHECKING:
     from edge.gpu import Gpu
+    from edge.sampling import Logits
 
 _DEVICE_ALIGNMENT_BYTES = 4 * ALIGNMENT_BYTES
 _GRANULE_BYTES = 64 << 10
@@ -49,6 +51,10 @@ class HostPlace:
     def result(self, name: str, shape: tuple[int, ...]) -> Array:
         """Where a run can write an output of float32."""
         return np.empty(shape, np.float32)
+
+    def logits(self, row: Any) -> Logits:
+        """What a run wrote to (1, V), for whoever chooses a token."""
+        return row[0]  # type: ignore[no-any-return]
 
     def rows(self, array: Any, order: np.ndarray | None) -> Any:
         """Rows in another order."""
@@ -83,8 +89,8 @@ class DevicePlace:
     def __init__(
         self, gpu: Gpu, stream: int | None, device: tuple[str, int], host_inputs: frozenset[str], name: str
     ) -> None:
-        self.name = name
-        self._gpu, self._stream, self._device = gpu, stream, device
+        self.name, self.gpu, self.stream = name, gpu, stream
+        self._device = device
         self._host_inputs = host_inputs
         self._kept: dict[str, DeviceArray] = {}
         self._read_to: dict[int, np.ndarray] = {}
@@ -100,8 +106,8 @@ class DevicePlace:
         """
         aligned = _DEVICE_ALIGNMENT_BYTES
         steps = [-(-array_bytes(shape) // aligned) * aligned for shape in shapes.values()]
-        block = self._gpu.empty(max(1, sum(steps)), np.uint8)
-        self._gpu.call("fill", block.pointer, 0, block.nbytes, self._stream)
+        block = self.gpu.empty(max(1, sum(steps)), np.uint8)
+        self.gpu.call("fill", block.pointer, 0, block.nbytes, self.stream)
         arrays, pointer = {}, block.pointer
         for (name, (shape, dtype)), step in zip(shapes.items(), steps, strict=True):
             arrays[name] = _view(pointer, tuple(shape), np.dtype(dtype), block.owner)
@@ -120,6 +126,11 @@ class DevicePlace:
     def result(self, name: str, shape: tuple[int, ...]) -> DeviceArray:
         return self._array(name, shape, np.dtype(np.float32))
 
+    def logits(self, row: DeviceArray) -> DeviceLogits:
+        if "token" not in self._kept:
+            self.gpu.call("fill", self._array("token", (1,), np.dtype(np.int32)).pointer, 0, 4, self.stream)
+        return DeviceLogits(self, row, self._array("token", (1,), np.dtype(np.int32)))
+
     def rows(self, array: Any, order: np.ndarray | None) -> Any:
         if isinstance(array, np.ndarray):
             return array if order is None else array[order]
@@ -129,29 +140,29 @@ class DevicePlace:
         kept = self._read_to.get(array.pointer)
         if kept is None or kept.shape != array.shape or kept.dtype != array.dtype:
             kept = self._read_to[array.pointer] = np.empty(array.shape, array.dtype)
-        self._gpu.call("copy", kept.ctypes.data, array.pointer, kept.nbytes, self._stream)
-        self._gpu.synchronize(self._stream)
+        self.gpu.call("copy", kept.ctypes.data, array.pointer, kept.nbytes, self.stream)
+        self.gpu.synchronize(self.stream)
         return kept
 
     def write_rows(self, table: DeviceArray, rows: np.ndarray, values: np.ndarray) -> None:
         for place, first, count in _stretches(rows):
-            self._gpu.write(_rows(table, first, first + count), values[place : place + count], self._stream)
+            self.gpu.write(_rows(table, first, first + count), values[place : place + count], self.stream)
 
     def fill_rows(self, target: DeviceArray, values: np.ndarray | RowsOnDevice) -> None:
         """Fill an array (n, ...) from the host, or row by row from the device."""
         if not isinstance(values, RowsOnDevice):
-            self._gpu.write(target, np.asarray(values, target.dtype), self._stream)
+            self.gpu.write(target, np.asarray(values, target.dtype), self.stream)
             return
         step = target.strides[0]
         for place, first, count in _stretches(values.order):
             source = values.source.pointer + first * step
-            self._gpu.call("copy", target.pointer + place * step, source, count * step, self._stream)
+            self.gpu.call("copy", target.pointer + place * step, source, count * step, self.stream)
 
     def row_buffer(self, rows: int, width: int) -> RowBuffer:
         return RowBuffer(self, self._array("", (rows, width), np.dtype(np.float32)))
 
     def free_bytes(self) -> int | None:
-        return self._gpu.facts.free_bytes
+        return self.gpu.facts.free_bytes
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> DeviceArray:
         wanted = max(1, math.prod(shape) * dtype.itemsize)
@@ -159,7 +170,7 @@ class DevicePlace:
         if kept is None or kept.nbytes < wanted:
             self._kept.pop(name, None)  # freed first
             rounded = -(-wanted // _GRANULE_BYTES) * _GRANULE_BYTES  # a table with a few more rows should find room
-            kept = self._kept[name] = self._gpu.empty(rounded, np.uint8)
+            kept = self._kept[name] = self.gpu.empty(rounded, np.uint8)
         return _view(kept.pointer, tuple(shape), dtype, kept.owner)
 
 

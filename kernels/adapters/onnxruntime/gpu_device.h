@@ -1,7 +1,7 @@
 // One GPU as the operators use it: the same call structs as on the CPU, with tensors on the device and a stream.
 //
-// Owns the workspaces, one for each stream, and the small tables that all layers of a step share. What is computed is
-// kernels/include/streamo_gpu.h's.
+// Owns the workspaces, one for each stream, and the table of a frame's windows, which its layers share. What is computed
+// is kernels/include/streamo_gpu.h's.
 #pragma once
 
 #include <cstddef>
@@ -34,18 +34,13 @@ class GpuDevice {
     void* memory = nullptr;
     std::size_t bytes = 0;
   };
-  // A table on the device, and what it was made from.
-  struct Table {
-    Block block;
-    std::vector<std::int32_t> made_from;
-  };
   // What calls after each other on one stream share.
   struct Lane {
-    Block workspace;
-    Table attention, windows;
+    Block workspace, windows;
+    std::vector<std::int32_t> window_starts;  // what `windows` holds
   };
 
-  void* room(Block& block, std::size_t bytes);
+  void* room(Block& block, std::size_t bytes, void* stream);
 
   std::mutex busy_;  // one call puts its work on a stream at a time
   bool on_host_;
