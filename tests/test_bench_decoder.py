@@ -7,15 +7,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gpu_interpreter import IdleCuda, needs_compiler, needs_triton
 from kernel_cases import needs_kernels
 
 from apps.bench import decoder, random_bundle, random_model
 from apps.bench.decoder_worker import Model
 from apps.bench.random_bundle import Recipe
 from apps.cli.main import main
+from edge.backends.cuda import CudaBackend
 from edge.bundle import open_bundle
 from edge.capacity import plan_for_bundle
+from edge.contract import key_cache_name, key_scales_name
 
 DEMO = Recipe("demo")
 
@@ -42,7 +46,7 @@ def test_a_random_bundle_opens_and_is_planned_like_any_other(folder: Path, weigh
     assert set(bundle.manifest.kv_dtypes) == {{"fp32": "float32", "int8": "int8"}[kv]}
     assert bundle.manifest.decoder.weights == weights and not bundle.manifest.parity
     assert plan_for_bundle(bundle).total_bytes > 0
-    model = Model(bundle, threads=1, capacity_tokens=80)
+    model = Model(bundle, "cpu", threads=1, capacity_tokens=80)
     model.append(16, 64)
     model.encode()
     assert model.elapsed_ms > 0
@@ -75,6 +79,7 @@ def test_the_command_ends_with_every_figure_as_one_document(folder: Path, capsys
     assert result["shape"] == "demo" and result["native"] and result["vision_ms"] > 0 and result["rss_peak_mb"] > 20
     assert list(result["append_ms"]) == list(result["decode_ms_per_token"]) == ["0", "64"]
     assert all(ms > 0 for ms in [*result["append_ms"].values(), *result["decode_ms_per_token"].values()])
+    assert all(0 < rate < 1e3 / result["vision_min_ms"] for rate in result["turns_per_s"].values())
     assert result["peaks"]["read_gbs"] > 0 and set(result["read_fraction_of_peak"]) == {"0", "64"}
     assert "MB of random weights to" in err and "cached tokens" in err
 
@@ -104,7 +109,7 @@ def failure(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
 def test_too_little_memory_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(decoder, "available_bytes", lambda: 300_000_000)
+    monkeypatch.setattr(decoder, "free_bytes", lambda backend: 300_000_000)
     code, said = failure(["bench", "decoder", "--shape", "qwen2.5-vl-3b", "--workdir", str(tmp_path)], capsys)
     assert code == 5 and "300.0 MB is free" in said and "GB of memory" in said and "--depth" in said
     assert not list(tmp_path.iterdir())
@@ -138,6 +143,30 @@ def test_what_cannot_be_measured_is_refused(
 
 def test_a_process_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(decoder.sys, "executable", "/bin/false")
-    monkeypatch.setattr(decoder, "_peaks", lambda threads: {})
+    monkeypatch.setattr(decoder, "_peaks", lambda *_: {})
     code, said = failure(command(tmp_path), capsys)
     assert code == 1 and "ended with code 1" in said
+
+
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STREAMO_CUDA_DRIVER", str(tmp_path / "none.so"))
+    code, said = failure(command(tmp_path, "--backend", "cuda"), capsys)
+    assert code == 1 and "driver cannot be loaded" in said and not list(tmp_path.iterdir())
+
+
+@needs_triton
+@needs_compiler
+def test_a_cache_on_a_gpu_is_filled_and_a_step_there_is_timed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = open_bundle(random_bundle.make(DEMO, folder, quiet))
+    with IdleCuda(tmp_path).in_use():
+        on_gpu = CudaBackend(bundle, threads=1, on_host=True)
+        monkeypatch.setattr("apps.bench.decoder_worker.load_backend", lambda *_, **__: on_gpu)
+        model = Model(bundle, "cuda", threads=1, capacity_tokens=80)
+        model.append(1, 64)
+        keys, scales = (on_gpu.gpu.numpy(on_gpu.cache[name(0)]) for name in (key_cache_name, key_scales_name))
+    assert np.abs(keys).max() == 127 and (scales == np.float32(0.02)).all()
+    assert model.result.shape == (bundle.manifest.decoder_facts.vocab_size,)

@@ -140,7 +140,7 @@ def _results(folder: Path, stock: bool) -> tuple[np.ndarray, np.ndarray]:
     from apps.bench.decoder_worker import Model
     from apps.bench.model_worker import opened
 
-    loaded = Model(opened(folder, stock=stock), 1, 160)
+    loaded = Model(opened(folder, stock=stock), "cpu", 1, 160)
     assert loaded.backend.evicts_in_place is not stock
     loaded._random = np.random.default_rng(5)
     loaded.append(tokens=16, depth=0)

@@ -13,6 +13,7 @@ from apps.demo import CHECKPOINT
 from apps.demo.world import make_demo_stream
 from edge import StreamSession
 from edge.backends import load_backend
+from edge.backends.step_graphs import NO_GRAPH, StepGraphs
 from edge.bundle import Bundle, open_bundle
 from edge.first_run import compare_turns
 from edge.stored_turns import read_stored_turns
@@ -67,6 +68,17 @@ def test_the_same_stream_gives_the_same_bits_again(bundle: Bundle, backend: Any)
     for one, other in zip(first, second, strict=True):
         assert (one.logits is None) == (other.logits is None)
         assert one.logits is None or other.logits is None or np.array_equal(one.logits, other.logits)
+
+
+def test_recorded_steps_give_the_bits_of_launched_ones(
+    bundle: Bundle, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not [notice for notice in backend.notices if "does not record" in notice]
+    repeated = turns(bundle, backend)
+    assert backend._graphs._numbers
+    monkeypatch.setattr(StepGraphs, "number", lambda *_: NO_GRAPH)
+    for one, other in zip(repeated, turns(bundle, backend), strict=True):
+        assert one.text == other.text and np.array_equal(np.asarray(one.logits), np.asarray(other.logits))
 
 
 @pytest.mark.slow

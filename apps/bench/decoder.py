@@ -15,16 +15,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apps.bench import peaks, random_bundle
+from apps.bench import gpu, peaks, random_bundle
 from apps.bench.machine import available_cores, machine_card
 from apps.bench.random_bundle import Progress, Recipe
 from apps.bench.workers import ROOT
 from edge import native
+from edge.backends import free_bytes
 from edge.bundle import Bundle, open_bundle
 from edge.contract import kv_layer_bytes
 from edge.decoder import MAX_PREFILL_TOKENS
 from edge.errors import BackendError, EdgeError, MemoryBudgetError, UsageError
-from edge.memory import available_bytes, bytes_text
+from edge.memory import bytes_text
 
 LOADED_FACTOR = {"int4": 2.0, "int8": 2.0, "fp16": 4.0, "fp32": 2.0}
 """Memory that a stored byte takes at most while native graphs are loaded: the mapped file and what is packed of it."""
@@ -40,6 +41,7 @@ def measure(
     depths: list[int],
     tokens: int,
     *,
+    backend: str = "cpu",
     folder: Path | None = None,
     threads: int | None = None,
     repeats: int = 3,
@@ -51,23 +53,26 @@ def measure(
     Args:
       depths: cached tokens behind which is measured.
       tokens: new tokens of an append.
+      backend: what runs it: cpu or cuda.
       folder: where bundles are kept; None for the user's cache.
       say: told what is written and where, before it is.
 
     Returns:
-      `vision_ms` for a 420x224 frame, `append_ms` and `decode_ms_per_token` by depth, `rss_peak_mb`, the machine's
-      `peaks`, and what it was measured with.
+      `vision_ms` for a 420x224 frame, `append_ms`, `turns_per_s` and `decode_ms_per_token` by depth, `rss_peak_mb`,
+      the machine's `peaks`, and what it was measured with.
 
     Raises:
       UsageError: depths or tokens that cannot be measured.
       MemoryBudgetError: weights and cache do not fit; OutputError: the bundle does not fit on the disk.
+      DeviceError: there is no GPU for the backend.
     """
     check_lengths(depths, tokens)
     threads = threads or available_cores()
-    bundle = open_bundle(_prepare(recipe, folder, max(depths) + tokens, progress, say), verify=False)
-    best = _peaks(threads)
-    found = _run_worker(bundle, threads, depths, tokens, repeats, progress)
-    best = peaks.best_of(best, _peaks(threads))
+    _check_memory(recipe, backend, max(depths) + tokens)
+    bundle = open_bundle(_prepare(recipe, folder, progress, say), verify=False)
+    best = _peaks(backend, threads)
+    found = _run_worker(bundle, backend, threads, depths, tokens, repeats, progress)
+    best = peaks.best_of(best, _peaks(backend, threads))
     manifest = bundle.manifest
     for notice in found.pop("notices"):
         say(notice)
@@ -78,6 +83,7 @@ def measure(
         "kv": recipe.kv if found["native"] else "fp32",
         "block": recipe.block,
         "tokens": tokens,
+        "backend": backend,
         **found,
         "peaks": best.get(str(threads), {}),
         "instruction_set": native.instruction_set() if native.available() is None else None,
@@ -106,9 +112,8 @@ def check_lengths(depths: list[int], tokens: int) -> None:
         raise UsageError(f"Depths are numbers of cached tokens, 0 or more, found {depths}")
 
 
-def _prepare(recipe: Recipe, folder: Path | None, capacity_tokens: int, progress: Progress, say: Say) -> Path:
-    """The bundle's folder, after it is clear that the machine can hold what will be loaded."""
-    _check_memory(recipe, capacity_tokens)
+def _prepare(recipe: Recipe, folder: Path | None, progress: Progress, say: Say) -> Path:
+    """The bundle's folder."""
     folder = default_folder() if folder is None else folder
     path = random_bundle.find(recipe, folder)
     if path is None:
@@ -124,14 +129,16 @@ def default_folder() -> Path:
     return user_cache_folder() / "random"
 
 
-def _check_memory(recipe: Recipe, capacity_tokens: int) -> None:
+def _check_memory(recipe: Recipe, backend: str, capacity_tokens: int) -> None:
     """Refuse a bundle whose weights and cache do not fit, before it is written."""
-    facts, free = recipe.facts.decoder, available_bytes()
+    facts, free = recipe.facts.decoder, free_bytes(backend)
     is_native = native.available() is None
     dtype = "int8" if recipe.kv == "int8" and is_native else "float32"
     cache = capacity_tokens * facts.layers * kv_layer_bytes(facts, dtype)
     embedding_bytes = recipe.embedding_bytes  # mapped, and read only where a token needs it
     factor = LOADED_FACTOR[recipe.weights] if is_native else STOCK_LOADED_FACTOR
+    if backend != "cpu":
+        factor = 2.0 if recipe.weights == "fp16" else 1.0  # as they are, but for float16
     weights = int((recipe.bytes - embedding_bytes) * factor)
     wanted = weights + cache + BASE_BYTES
     if free is not None and wanted > free:
@@ -142,7 +149,10 @@ def _check_memory(recipe: Recipe, capacity_tokens: int) -> None:
         )
 
 
-def _peaks(threads: int) -> dict[str, dict[str, float]]:
+def _peaks(backend: str, threads: int) -> dict[str, dict[str, float]]:
+    """The machine's peaks, and of a GPU the rate of a copy, in which half of the bytes are read."""
+    if backend != "cpu":
+        return {str(threads): {"copy_gbs": gpu.copy_gbs()}}
     return peaks.measure([threads], PEAK_ROUNDS) if native.available() is None else {}
 
 
@@ -152,17 +162,29 @@ def _read_fractions(
     """By depth: the rate at which decoding reads weights and cache, as a part of the machine's own."""
     if str(threads) not in best:
         return {}
-    read_gbs = best[str(threads)]["read_gbs"]
+    rates = best[str(threads)]
+    read_gbs = rates["read_gbs"] if "read_gbs" in rates else rates["copy_gbs"]
     least_ms = found["decode_min_ms_per_token"]
-    rates = {depth: (weights_bytes + int(depth) * kv_bytes) / ms / 1e6 for depth, ms in least_ms.items()}
-    return {depth: round(rate / read_gbs, 3) for depth, rate in rates.items()}
+    found_gbs = {depth: (weights_bytes + int(depth) * kv_bytes) / ms / 1e6 for depth, ms in least_ms.items()}
+    return {depth: round(rate / read_gbs, 3) for depth, rate in found_gbs.items()}
 
 
 def _run_worker(
-    bundle: Bundle, threads: int, depths: list[int], tokens: int, repeats: int, progress: Progress
+    bundle: Bundle, backend: str, threads: int, depths: list[int], tokens: int, repeats: int, progress: Progress
 ) -> dict[str, Any]:
     """The times, from a process of its own."""
-    options = ["--threads", threads, "--depths", ",".join(map(str, depths)), "--tokens", tokens, "--repeats", repeats]
+    options = [
+        "--backend",
+        backend,
+        "--threads",
+        threads,
+        "--depths",
+        ",".join(map(str, depths)),
+        "--tokens",
+        tokens,
+        "--repeats",
+        repeats,
+    ]
     command = [sys.executable, "-m", "apps.bench.decoder_worker", str(bundle.path.resolve()), *map(str, options)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     with tempfile.TemporaryFile() as errors:

@@ -4,7 +4,7 @@ Owns the order of measurements and the contents of the cache, which is filled wi
 decides nothing about time. A process of its own, so that the peak of its memory is the bundle's and nobody else's.
 Writes lines of JSON: `{"done": 3, "total": 40}` as it goes on, then `{"result": ...}` or `{"error": ..., "hint": ...}`.
 
-    python -m apps.bench.decoder_worker BUNDLE --threads 2 --depths 0,1024 --tokens 144 --repeats 3
+    python -m apps.bench.decoder_worker BUNDLE --backend cpu --threads 2 --depths 0,1024 --tokens 144 --repeats 3
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from edge import contract
+from edge.backends import load_backend
 from edge.backends.base import CacheView
-from edge.backends.ort import OrtBackend
 from edge.bundle import Bundle, open_bundle
 from edge.errors import EdgeError, MemoryBudgetError
+from edge.gpu_arrays import DeviceArray
 
 FRAME_ROWS, FRAME_COLUMNS = 16, 30
 """Of patches: 420x224 pixels."""
@@ -40,24 +41,21 @@ class Model:
       result: its logits (V,) or visual tokens (N, W).
     """
 
-    def __init__(self, bundle: Bundle, threads: int, capacity_tokens: int) -> None:
+    def __init__(self, bundle: Bundle, backend: str, threads: int, capacity_tokens: int) -> None:
         self._manifest = bundle.manifest
         self._random = np.random.default_rng(0)
-        self.backend = OrtBackend(bundle, threads=threads)
+        self.backend: Any = load_backend(backend, bundle, threads=threads, check=False)
         self.backend.allocate_cache(capacity_tokens)
         self._fill_cache()
 
     def _fill_cache(self) -> None:
         pool = self._random.standard_normal(1 << 20, np.float32)
         for name, array in self.backend.cache.items():
-            if array.dtype == np.int8:
-                array[...] = np.resize(np.clip(pool * 40, -127, 127).astype(np.int8), array.shape)
-            elif array.ndim == 3:  # scales
-                array.fill(0.02)
-            elif name in (contract.SLOT_COS, contract.SLOT_SIN):
-                array[...] = np.resize((np.cos if name == contract.SLOT_COS else np.sin)(pool), array.shape)
+            values = np.resize(_likely(name, len(array.shape), array.dtype, pool), array.shape)
+            if isinstance(array, DeviceArray):
+                self.backend.gpu.write(array, values)
             else:
-                array[...] = np.resize(pool, array.shape)
+                array[...] = values
 
     def encode(self, rows: int = FRAME_ROWS, columns: int = FRAME_COLUMNS) -> None:
         """One frame of `rows` x `columns` patches through the vision tower."""
@@ -86,20 +84,38 @@ class Model:
         self.elapsed_ms = (time.perf_counter_ns() - start_ns) / 1e6
 
 
+def _likely(name: str, rank: int, dtype: np.dtype, normal: np.ndarray) -> np.ndarray:
+    """What an array of the cache may hold, made of normally distributed numbers."""
+    if dtype == np.int8:
+        return np.clip(normal * 40, -127, 127).astype(np.int8)
+    if rank == 3:  # scales
+        return np.full_like(normal, 0.02)
+    if name in (contract.SLOT_COS, contract.SLOT_SIN):
+        return np.asarray((np.cos if name == contract.SLOT_COS else np.sin)(normal))
+    return normal
+
+
 def measure(
-    bundle: Bundle, threads: int, depths: list[int], tokens: int, repeats: int, progress: Callable[[int, int], None]
+    bundle: Bundle,
+    backend: str,
+    threads: int,
+    depths: list[int],
+    tokens: int,
+    repeats: int,
+    progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """All times, each round over everything, after one round that is not counted.
 
     Returns:
       `vision_ms`, and by depth `append_ms` and `decode_ms_per_token`: medians; the minima of the same under
-      `..._min...`; `load_s`; `rss_peak_mb` of this process; `native`, whether the decoder is the native graph.
+      `..._min...`; by depth `turns_per_s`: a frame and an append, over and over; `load_s`; `rss_peak_mb` of this
+      process; `native`, whether the decoder is the native graph.
 
     Raises:
       EdgeError: the bundle cannot be loaded, or its cache does not fit.
     """
     start_s = time.perf_counter()
-    model = Model(bundle, threads, max(depths) + tokens)
+    model = Model(bundle, backend, threads, max(depths) + tokens)
     load_s = time.perf_counter() - start_s
     vision: list[float] = []
     append: dict[int, list[float]] = {depth: [] for depth in depths}
@@ -123,10 +139,15 @@ def measure(
         "vision_min_ms": round(min(vision), 3),
         "append_min_ms": {str(depth): round(min(found), 3) for depth, found in append.items()},
         "decode_min_ms_per_token": {str(depth): round(min(found), 3) for depth, found in decode.items()},
+        "turns_per_s": {
+            str(depth): round(1e3 / (statistics.median(vision) + statistics.median(found)), 3)
+            for depth, found in append.items()
+        },
         "load_s": round(load_s, 3),
         "rss_peak_mb": round(peak_bytes() / 1e6, 1),
         "native": model.backend.evicts_in_place,
         "notices": model.backend.notices,
+        "placement": model.backend.placement,
     }
 
 
@@ -150,6 +171,7 @@ def peak_bytes() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--backend", required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--depths", required=True)
     parser.add_argument("--tokens", type=int, required=True)
@@ -163,7 +185,7 @@ def main() -> None:
     try:
         bundle = open_bundle(args.bundle, verify=False)
         report = lambda done, total: say(done=done, total=total)  # noqa: E731
-        say(result=measure(bundle, args.threads, depths, args.tokens, args.repeats, report))
+        say(result=measure(bundle, args.backend, args.threads, depths, args.tokens, args.repeats, report))
     except MemoryError:
         say(error="Out of memory while the model was loaded", hint=None, code=MemoryBudgetError.exit_code)
     except EdgeError as error:

@@ -121,6 +121,15 @@ def same_bits(gpu: Gpu, stream: int, call: Call, runs: int) -> bool:
     return all(gpu.numpy(call(stream), stream).tobytes() == first for _ in range(runs - 1))
 
 
+def copy_gbs(device: int = 0) -> float:
+    """Bytes read and written in a second by the driver's own copy on the device, in 10^9."""
+    with Gpu(device) as gpu:
+        stream = gpu.make("stream")
+        found = _copy_gbps(gpu, stream, Effort(), small=False)
+        gpu.destroy("stream", stream)
+    return found
+
+
 def _copy_gbps(gpu: Gpu, stream: int, effort: Effort, small: bool) -> float:
     """Bytes read and written in a second by the driver's own copy on the device."""
     size = 1 << 16 if small else min(1 << 30, gpu.facts.free_bytes // 4)

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--capacity", type=int, default=4096)
     args = parser.parse_args()
-    model = Model(opened(args.bundle, stock=args.stock), args.threads, args.capacity)
+    model = Model(opened(args.bundle, stock=args.stock), "cpu", args.threads, args.capacity)
     print(json.dumps({"ready": args.bundle.name}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)

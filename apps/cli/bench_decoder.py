@@ -14,7 +14,12 @@ from apps.cli.parsing import number, thread_count
 SHAPES = ("qwen2.5-vl-3b", "qwen2.5-vl-7b", "demo")
 DEPTHS_TOKENS = (0, 1024, 4096, 16384)
 MOST_DEPTH_TOKENS = 1 << 20
-PEAK_UNITS = {"read_gbs": "GB/s of memory read", "int8_gops": "int8 GOP/s", "f32_gops": "float32 GFLOP/s"}
+PEAK_UNITS = {
+    "read_gbs": "GB/s of memory read",
+    "int8_gops": "int8 GOP/s",
+    "f32_gops": "float32 GFLOP/s",
+    "copy_gbs": "GB/s copied",
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", type=Path, metavar="FOLDER", help="keep the random bundle here; default the user's cache"
     )
+    parser.add_argument("--backend", choices=("cpu", "cuda"), default="cpu", help="what runs it; default cpu")
     parser.add_argument("--threads", type=thread_count, metavar="N", help="default all cores")
     parser.add_argument("--repeats", type=number(int, at_least=1), default=3, metavar="N", help="default 3")
     parser.add_argument("--json", action="store_true", help="end with one JSON document")
@@ -59,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
                 recipe,
                 args.depth,
                 args.tokens,
+                backend=args.backend,
                 folder=args.workdir,
                 threads=args.threads,
                 repeats=args.repeats,
@@ -72,25 +79,27 @@ def run(args: argparse.Namespace) -> int:
 def print_result(result: dict[str, Any], file: Any) -> None:
     """What was measured, then append and decode by depth."""
     size, peaks = console.bytes_text, result["peaks"]
-    graph = f"native, {result['instruction_set']}" if result["native"] else "stock operators"
+    where = result["placement"]["decoder"]
     rows = [
         ("bundle", f"{size(result['bundle_bytes'])} in `{result['bundle']}`"),
-        ("decoder", f"{result['weights']} weights, {size(result['decoder_weights_bytes'])}; {graph}"),
+        ("decoder", f"{result['weights']} weights, {size(result['decoder_weights_bytes'])}; {where}"),
         ("KV cache", f"{result['kv']}, {size(result['kv_bytes_per_token'])} a token"),
         ("load", f"{result['load_s']:.1f} s"),
         ("memory peak", f"{result['rss_peak_mb']:.0f} MB"),
         ("420x224 frame", f"{result['vision_ms']:.0f} ms (least {result['vision_min_ms']:.0f})"),
     ]
     if peaks:
-        rates = (f"{peaks[name]:.0f} {unit}" for name, unit in PEAK_UNITS.items())
+        rates = (f"{peaks[name]:.0f} {unit}" for name, unit in PEAK_UNITS.items() if name in peaks)
         rows.append(("peaks", ", ".join(rates)))
     console.facts(f"{result['shape']}, random weights", rows, file)
-    headings = ("cached tokens", f"append {result['tokens']} ms", "least", "decode ms/token", "least", "of read peak")
+    append = f"append {result['tokens']} ms"
+    headings = ("cached tokens", append, "least", "turns/s", "decode ms/token", "least", "of read peak")
     table = [
         (
             depth,
             f"{append_ms:.0f}",
             f"{result['append_min_ms'][depth]:.0f}",
+            f"{result['turns_per_s'][depth]:.3g}",
             f"{result['decode_ms_per_token'][depth]:.1f}",
             f"{result['decode_min_ms_per_token'][depth]:.1f}",
             f"{result['read_fraction_of_peak'][depth]:.0%}" if depth in result["read_fraction_of_peak"] else "-",
