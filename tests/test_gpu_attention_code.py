@@ -35,7 +35,7 @@ def instructions(name: str, sm: int, folder: Path) -> list[str]:
     assert done.returncode == 0, done.stderr[-3000:]
     disassembler = done.stdout.splitlines()[-1]
     text = subprocess.run([disassembler, "-c", cubin], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]*)", text)
+    return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Za-z0-9_.]*)", text)
 
 
 def test_what_is_cached_is_never_rounded_once_for_a_product_and_a_sum(tmp_path: Path):
