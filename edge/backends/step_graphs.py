@@ -19,9 +19,14 @@ MOST_GRAPHS = 64
 
 
 class StepGraphs:
-    """Gives the same number for the same key, and `NO_GRAPH` once there are too many."""
+    """Gives the same number for the same key, and `NO_GRAPH` once there are too many.
 
-    def __init__(self) -> None:
+    Args:
+      most: how many there may be; 0 records nothing.
+    """
+
+    def __init__(self, most: int = MOST_GRAPHS) -> None:
+        self._most = most
         self._numbers: dict[Hashable, int] = {}
 
     def number(self, key: Hashable) -> int:
@@ -30,6 +35,6 @@ class StepGraphs:
         Args:
           key: everything that the launches depend on: sizes and addresses of what a run reads and writes.
         """
-        if key not in self._numbers and len(self._numbers) < MOST_GRAPHS:
+        if key not in self._numbers and len(self._numbers) < self._most:
             self._numbers[key] = len(self._numbers) + 1
         return self._numbers.get(key, NO_GRAPH)
