@@ -25,6 +25,7 @@ from edge.backends.cuda import CudaBackend
 from edge.backends.ort_session import OrtSession
 from edge.backends.step_graphs import MOST_GRAPHS, NO_GRAPH, StepGraphs
 from edge.bundle import Bundle
+from edge.gpu import Gpu
 
 pytestmark = [needs_kernels, needs_triton, needs_compiler]
 
@@ -155,6 +156,8 @@ class RecordingRuntime(SimpleNamespace):
             number = run_options.number if run_options is not None else None
             self.runs.append((len(self.made), number))
             if number is not None and number > 0 and self.refuses == "run":
+                with Gpu() as gpu:
+                    gpu.begin_graph(int(providers[0][1]["user_compute_stream"]))
                 raise RuntimeError("operation not permitted when stream is capturing")
             outputs["logits"][:] = 1 if number == NO_GRAPH or not self.refuses else 2
 
@@ -203,3 +206,4 @@ def test_where_steps_cannot_be_recorded_each_is_launched_anew_and_that_is_said(
     backend.allocate_cache(10)
     run_empty(backend, 1)
     assert [number for _, number in runtime.runs[before:]] == [None]
+    backend.gpu.begin_graph(backend._stream)  # it would be refused if something were still being recorded

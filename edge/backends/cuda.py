@@ -13,6 +13,7 @@ import hashlib
 import re
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -114,6 +115,8 @@ class CudaBackend(OrtBackend):
             refusal = f"ONNX Runtime does not record decode steps here, and takes longer for each: {error.message}"
         for name in ("_decoder", "_vision"):  # so that there is memory for the weights of the next
             vars(self).pop(name, None)
+        with suppress(BackendError):  # else the stream would record whatever comes next
+            self.gpu.destroy("graph", self.gpu.end_graph(self._stream))
         self._graphs = None
         super().__init__(bundle, threads=threads, provider=provider, place=place)
         self.notices.append(refusal)
