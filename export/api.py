@@ -151,16 +151,10 @@ def export_checkpoint(
         parity = prove(written, source.probe, recorded, held_out, partial(report, "parity"), compared, recorder)
         if not allow_mismatch:
             require_parity(parity)
-        _add_turns(bundle, recorder.content)
+        bundle.add(contract.TURNS_FILE, recorder.content)
         manifest = _manifest(source, bundle, table, (tower, vision_writer), made, parity)
         bundle.publish(manifest)
     return manifest
-
-
-def _add_turns(bundle: BundleWriter, content: bytes) -> None:
-    """The turns for a first run elsewhere; none where the whole graphs were not run."""
-    if content:
-        bundle.add(contract.TURNS_FILE, content)
 
 
 def _method(wanted: str | None, clips: Sequence[Clip] | None) -> str:
@@ -204,7 +198,7 @@ def _manifest(
         key_offset_layers=_key_offset_layers(decoder.writer),
         precision=decoder.precision,
         kv_layers=tuple(decoder.kv_layers),
-        stored_turns=contract.TURNS_FILE if contract.TURNS_FILE in bundle.files else "",
+        stored_turns=contract.TURNS_FILE,
     )
 
 

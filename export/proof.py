@@ -117,13 +117,18 @@ def prove(
       step: called as (done, total).
       layers: compare only these, teacher-forced (see `layer_parity`), over the probe and the held-out conversations;
         needs PyTorch. None: all, in the graphs as they are.
-      watcher: told what the whole graphs make of the probe; nothing where only some layers are compared.
+      watcher: told what all layers of the graphs make of the probe, also where only some are compared.
     """
     talks = [talk for talk in held_out.talks if talk.held_out_parts] if held_out else []
     report = step or (lambda done, total: None)
     judged = bool(talks) and layers is None
     report(0, 1 + judged)
-    parity, problems = _layers(written, probe, talks, layers) if layers else _whole(written, probe, recorded, watcher)
+    if layers:
+        if watcher is not None:
+            _run_stock(written, probe, watcher)
+        parity, problems = _layers(written, probe, talks, layers)
+    else:
+        parity, problems = _whole(written, probe, recorded, watcher)
     parity["problems"] = [*problems, *_problems(written)]
     report(1, 1 + judged)
     if held_out is not None and judged:
@@ -137,21 +142,28 @@ def _whole(
 ) -> tuple[dict[str, Any], list[str]]:
     """The probe through the whole graphs: the report, and where PyTorch reads the config otherwise."""
     expected = recorded or compute_expected(written.checkpoint, probe)
-    graphs = written.graphs()
-    if watcher is not None:
-        graphs.watch = watcher.watch
-    found, rounded_error = run_probe(probe, graphs), None
-    if watcher is not None:
-        watcher.finish(found)
+    found, slices = _run_stock(written, probe, watcher)
+    rounded_error = None
     if recorded is None and written.weights in QUANTIZED:
         exact = run_probe(probe, written.graphs(accuracy_level=EXACT))
         rounded_error = rounded_relative_error(exact, compute_expected(written.rounded(), probe))
-    parity = {**compare(found, expected, written.weights, rounded_error), "slices": graphs.slices}
+    parity = {**compare(found, expected, written.weights, rounded_error), "slices": slices}
     if native_graphs := written.native_graphs():
         own = run_probe(probe, native_graphs)
         figures = compare_native(own, found, expected, written.weights, written.kv_dtypes or ())
         parity["native"] = {"instruction_set": native.instruction_set(), **figures}
     return parity, expected.config_problems
+
+
+def _run_stock(written: Written, probe: Probe, watcher: Watcher | None) -> tuple[Computed, dict[str, int]]:
+    """What the stock graphs make of the probe, and in how many parts they were run."""
+    graphs = written.graphs()
+    if watcher is not None:
+        graphs.watch = watcher.watch
+    found = run_probe(probe, graphs)
+    if watcher is not None:
+        watcher.finish(found)
+    return found, graphs.slices
 
 
 def _layers(

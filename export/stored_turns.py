@@ -20,7 +20,7 @@ class TurnsRecorder:
     """Watches the stock graphs run the probe: a `proof.Watcher`.
 
     Attributes:
-      content: the file's, once the probe is over; empty where only some layers were compared.
+      content: the file's, once the probe is over.
     """
 
     def __init__(self, written: Written, probe: Probe, pictures: list[np.ndarray]) -> None:

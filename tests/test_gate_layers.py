@@ -14,7 +14,6 @@ from test_gate_wrong_weights import sound as sound
 from tiny_checkpoint import write_checkpoint
 
 from apps.cli.main import main
-from edge import contract
 from edge.errors import ParityError, UsageError
 from export import proof
 from export import weights as weights_module
@@ -85,8 +84,8 @@ def test_a_slice_of_a_sound_bundle_passes_and_the_report_names_its_layers(
     whole = export_checkpoint(checkpoint, tmp_path / "whole", weights=weights)
     manifest = export_checkpoint(checkpoint, tmp_path / "bundle", weights=weights, clips=clips(), parity_layers=3)
     parity = manifest.parity
-    without_turns = {name: facts for name, facts in whole.files.items() if name != contract.TURNS_FILE}
-    assert manifest.files == without_turns and parity["passed"] and "held_out" not in parity
+    assert manifest.files == whole.files and manifest.stored_turns in whole.files  # the same turns, to the byte
+    assert parity["passed"] and "held_out" not in parity
     assert parity["compared_layers"] == [0, 2, 4] and parity["layers"] == 5
     assert set(parity["layer_errors"]) == {"0", "2", "4"}
     assert parity["turns"] == 3 + 2 and parity["appends"] > whole.parity["appends"]  # held-out turns beside the probe
