@@ -6,33 +6,31 @@ Owns the order of the steps. Each step is a module of its own.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edge import contract
-from edge.contract import Component, LayerCache, Manifest, WeightPrecision
+from edge.contract import Manifest
 from edge.errors import UsageError
 from edge.prompt import STREAMO
 from export.bundle_writer import BundleWriter
-from export.calibrate import Calibrated, CalibrationTurns, write_calibrated_decoder
 from export.calibration_needs import calibration_needs
 from export.checkpoint import Checkpoint
-from export.decoder import build_decoder
+from export.components import add_decoder, add_embedding, add_vision
+from export.converse import Spelling, converse
 from export.expected import compute_expected, load_expected, save_expected
-from export.float_model import FloatModel
 from export.kept_turns import KeptTurns
 from export.known_hashes import check_files, known_hash
 from export.layer_parity import ALL, layers_to_compare
 from export.limits import held_out_limits
-from export.native import NativeOperators, key_offset_name, unsupported
-from export.onnx_writer import GraphBuilder
+from export.manifest import build_manifest
+from export.native import unsupported
 from export.parity import require_parity
 from export.partial import disk_free_bytes
-from export.plan import GPTQ, KV_DTYPES, NEAREST, Plan, make_plan
+from export.plan import AUTO, GPTQ, KV_DTYPES, NEAREST, Plan, make_plan
 from export.preflight import Preflight, bundle_bytes, memory_bytes
 from export.probe import probe_pictures
 from export.proof import HeldOut, Written, prove
@@ -40,22 +38,12 @@ from export.reference import require_packages
 from export.resume import resume_key
 from export.source import Source, open_source
 from export.stored_turns import TurnsRecorder
-from export.stream_attention import stream_attention_function
 from export.stream_config import PREPROCESSOR_FILE
-from export.tensorrt import TensorRTOperators, any_half_scales, write_half_scales
-from export.turns import Clip, Conversation, Spelling, converse, describe_turns
-from export.vision import build_vision
-from export.weight_store import StoredTensor, WeightFile
-from export.weights import Step, WeightWriter, embedding_table, write_decoder, write_embeddings, write_vision
+from export.turns import Clip, Conversation
 
 Progress = Callable[[str, int, int], None]
 """Called as the export goes on: (stage, done, total). Stages: hashes (where some are known), embeddings, vision,
 turns, decoder, parity."""
-
-VISION_DATA = "vision.data"
-DECODER_DATA = "decoder.data"
-PRODUCER = "streamo-edge"
-AUTO = "auto"
 
 
 def export_checkpoint(
@@ -124,14 +112,7 @@ def export_checkpoint(
     recorded = load_expected(Path(reference), checkpoint, source.probe) if reference else None
     if recorded is None:
         require_packages()
-    compared = layers_to_compare(checkpoint, ALL if recorded and parity_layers is None else parity_layers)
-    if recorded and compared:
-        raise UsageError("A recorded reference has no hidden states of single layers", hint="Compare all layers")
-    if gate and compared:
-        raise UsageError(
-            f"The gate's limits are for answers on held-out turns, which {len(compared)} of the layers do not give",
-            hint="Leave the limits out, or compare all layers with `--parity-layers all`",
-        )
+    compared = _compared_layers(checkpoint, parity_layers, recorded=recorded is not None, gate=gate)
     held_out_limits(plan.coarsest, (KV_DTYPES.get(kv_wanted, "int8"),), gate or {})  # before the work
     options = {"plan": asdict(plan), "kv": kv_wanted, "clips": _digest(c for c in clips or () if not c.held_out)}
     key = resume_key(checkpoint, {contract.TOKENIZER_FILE: source.tokenizer}, options)
@@ -140,10 +121,10 @@ def export_checkpoint(
     with BundleWriter(Path(bundle_dir), needed_bytes, overwrite=overwrite, key=key) as bundle:
         check_files(_input_files(checkpoint), partial(report, "hashes"))
         bundle.add(contract.TOKENIZER_FILE, source.tokenizer)
-        table = _write_embeddings(bundle, checkpoint, plan, report)
-        tower, vision_writer = _write_vision(bundle, checkpoint, plan, native, report)
+        table = add_embedding(bundle, checkpoint, plan, partial(report, "embeddings"))
+        tower, vision_writer = add_vision(bundle, checkpoint, plan, native, partial(report, "vision"))
         talks = _converse(source, clips or [], report, KeptTurns(bundle.kept))
-        made = _write_decoder(bundle, checkpoint, plan, table, native, kv_wanted, talks, report)
+        made = add_decoder(bundle, checkpoint, plan, table, native, kv_wanted, talks, partial(report, "decoder"))
         kv_dtypes = made.kv_dtypes if native else None
         written = Written(bundle.folder, checkpoint, plan.coarsest, vision_writer, made.writer, table, kv_dtypes)
         held_out = HeldOut(talks, source.tokens, STREAMO.turn_interval_s, gate or {})
@@ -152,7 +133,7 @@ def export_checkpoint(
         if not allow_mismatch:
             require_parity(parity)
         bundle.add(contract.TURNS_FILE, recorder.content)
-        manifest = _manifest(source, bundle, table, (tower, vision_writer), made, parity)
+        manifest = build_manifest(source, bundle.files, table, (tower, vision_writer), made, parity)
         bundle.publish(manifest)
     return manifest
 
@@ -169,37 +150,23 @@ def _method(wanted: str | None, clips: Sequence[Clip] | None) -> str:
     return wanted or (GPTQ if calibrating else NEAREST)
 
 
-def _manifest(
-    source: Source,
-    bundle: BundleWriter,
-    table: Mapping[str, StoredTensor],
-    vision: tuple[Component, WeightWriter],
-    decoder: _Decoder,
-    parity: dict[str, Any],
-) -> Manifest:
-    """What is to be known of a bundle that is written."""
-    checkpoint, (tower, vision_writer) = source.checkpoint, vision
-    return Manifest(
-        schema=contract.MANIFEST_SCHEMA,
-        tool=_tool(),
-        source=_provenance(checkpoint, [*source.notes, *vision_writer.notes, *decoder.writer.notes]),
-        decoder_facts=checkpoint.facts.decoder,
-        vision_facts=checkpoint.facts.vision,
-        preprocess=source.preprocess,
-        protocol=STREAMO,
-        tokens=source.tokens,
-        embedding=embedding_table(table),
-        vision=tower,
-        decoder=decoder.component,
-        kv_dtypes=decoder.kv_dtypes,
-        files=dict(sorted(bundle.files.items())),
-        stream=source.stream.defaults,
-        parity=parity,
-        key_offset_layers=_key_offset_layers(decoder.writer),
-        precision=decoder.precision,
-        kv_layers=tuple(decoder.kv_layers),
-        stored_turns=contract.TURNS_FILE,
-    )
+def _compared_layers(
+    checkpoint: Checkpoint, wanted: str | int | None, *, recorded: bool, gate: Mapping[str, float] | None
+) -> list[int] | None:
+    """The layers that are compared one by one; None: all, in the whole graphs.
+
+    Raises:
+      UsageError: single layers are asked for together with what they cannot be compared with, or by.
+    """
+    layers = layers_to_compare(checkpoint, ALL if recorded and wanted is None else wanted)
+    if recorded and layers:
+        raise UsageError("A recorded reference has no hidden states of single layers", hint="Compare all layers")
+    if gate and layers:
+        raise UsageError(
+            f"The gate's limits are for answers on held-out turns, which {len(layers)} of the layers do not give",
+            hint="Leave the limits out, or compare all layers with `--parity-layers all`",
+        )
+    return layers
 
 
 def preflight(
@@ -248,11 +215,6 @@ def preflight(
 def _input_files(checkpoint: Checkpoint) -> list[Path]:
     names = ("config.json", contract.TOKENIZER_FILE, PREPROCESSOR_FILE)
     return [*checkpoint.files, *(checkpoint.folder_of(name) / name for name in names)]
-
-
-def _key_offset_layers(writer: WeightWriter) -> tuple[int, ...]:
-    layers = range(writer.checkpoint.facts.decoder.layers)
-    return tuple(layer for layer in layers if key_offset_name(layer) in writer.stored)
 
 
 def record_reference(checkpoint_dir: str | Path, path: str | Path, adapter: str | Path | None = None) -> None:
@@ -315,137 +277,3 @@ def _converse(
     report("turns", 0, sum(len(clip.frames) for clip in clips))
     spelling = Spelling(source.tokens, source.tokenizer, source.preprocess)
     return converse(source.checkpoint, spelling, clips, partial(report, "turns"), kept)
-
-
-def _write_embeddings(
-    bundle: BundleWriter, checkpoint: Checkpoint, plan: Plan, report: Progress
-) -> dict[str, StoredTensor]:
-    report("embeddings", 0, 1)
-    with bundle.weight_file(contract.EMBEDDING_FILE) as file:
-        writer = WeightWriter(checkpoint, file)
-        write_embeddings(writer, plan.embedding)
-    bundle.record(contract.EMBEDDING_FILE, file.facts())
-    report("embeddings", 1, 1)
-    return writer.stored
-
-
-def _write_vision(
-    bundle: BundleWriter, checkpoint: Checkpoint, plan: Plan, native: bool, report: Progress
-) -> tuple[Component, WeightWriter]:
-    with bundle.weight_file(VISION_DATA) as file:
-        writer = WeightWriter(checkpoint, file, plan.block)
-        write_vision(writer, plan.vision, _marking(file, partial(report, "vision")))
-    bundle.record(VISION_DATA, file.facts())
-    build = partial(build_vision, checkpoint.facts, writer.stored)
-    builder = build()
-    bundle.add(contract.VISION_FILE, builder.serialize("vision", PRODUCER))
-    component = _component(contract.VISION_FILE, plan.vision, builder)
-    if not native:
-        return component, writer
-    bundle.add(contract.NATIVE_VISION_FILE, build(operators=NativeOperators).serialize("vision", PRODUCER))
-    bundle.add(contract.TENSORRT_VISION_FILE, build(operators=TensorRTOperators).serialize("vision", PRODUCER))
-    component = replace(component, native_file=contract.NATIVE_VISION_FILE)
-    return replace(component, tensorrt_file=contract.TENSORRT_VISION_FILE), writer
-
-
-@dataclass(frozen=True)
-class _Decoder:
-    """A decoder that was written."""
-
-    component: Component
-    writer: WeightWriter
-    kv_dtypes: tuple[str, ...]
-    kv_layers: list[LayerCache]
-    precision: WeightPrecision
-
-
-def _write_decoder(
-    bundle: BundleWriter,
-    checkpoint: Checkpoint,
-    plan: Plan,
-    table: Mapping[str, StoredTensor],
-    native: bool,
-    kv: str,
-    talks: Sequence[Conversation],
-    report: Progress,
-) -> _Decoder:
-    facts, found = checkpoint.facts.decoder, Calibrated()
-    calibrating = any(talk.calibration_tokens for talk in talks)
-    dtypes = (KV_DTYPES["int8" if kv == AUTO else kv],) * facts.layers
-    with bundle.weight_file(DECODER_DATA) as file:
-        writer = WeightWriter(checkpoint, file, plan.block)
-        step = _marking(file, partial(report, "decoder"))
-        if calibrating:
-            turns = CalibrationTurns.of(writer, talks, FloatModel(checkpoint).embeddings)
-            found = write_calibrated_decoder(writer, plan, table["embedding"], turns, kv, step, bundle.kept)
-            dtypes = tuple(layer.dtype for layer in found.kv_layers)
-            plan = plan.replaced(*found.overrides)
-        else:
-            write_decoder(writer, plan, table["embedding"], dtypes, step)
-    bundle.record(DECODER_DATA, file.facts())
-    build = partial(build_decoder, facts, writer.stored)
-    builder = build()
-    bundle.add(contract.DECODER_FILE, builder.serialize("decoder", PRODUCER, [stream_attention_function(facts)]))
-    component = _component(contract.DECODER_FILE, plan.weights, builder)
-    if native:
-        graph = build(operators=NativeOperators.of(dtypes)).serialize("decoder", PRODUCER)
-        bundle.add(contract.NATIVE_DECODER_FILE, graph)
-        _write_tensorrt_decoder(bundle, writer, facts, dtypes)
-        component = replace(component, native_file=contract.NATIVE_DECODER_FILE)
-        component = replace(component, tensorrt_file=contract.TENSORRT_DECODER_FILE)
-    precision = WeightPrecision(
-        method=plan.method if plan.quantized else "",
-        block_size=plan.block if plan.rounded else 0,
-        head=plan.head,
-        overrides=tuple(plan.overrides[name] for name in sorted(plan.overrides)),
-        output_errors=found.output_errors,
-        calibration=describe_turns(talks) if calibrating else {},
-    )
-    return _Decoder(component, writer, dtypes, found.kv_layers, precision)
-
-
-def _write_tensorrt_decoder(
-    bundle: BundleWriter, writer: WeightWriter, facts: contract.DecoderFacts, kv_dtypes: tuple[str, ...]
-) -> None:
-    """The decoder graph for TensorRT, and the scales that only it reads, if it reads any."""
-    if any_half_scales(writer.stored):
-        with bundle.weight_file(contract.TENSORRT_DATA_FILE) as file:
-            writer.stored.update(write_half_scales(bundle.folder, writer.stored, file))
-        bundle.record(contract.TENSORRT_DATA_FILE, file.facts())
-    graph = build_decoder(facts, writer.stored, operators=TensorRTOperators.of(kv_dtypes))
-    bundle.add(contract.TENSORRT_DECODER_FILE, graph.serialize("decoder", PRODUCER))
-
-
-def _marking(file: WeightFile, report: Step) -> Step:
-    """`report`, and what is finished by then need not be done again after an interruption."""
-
-    def step(done: int, total: int) -> None:
-        file.mark()
-        report(done, total)
-
-    return step
-
-
-def _component(file: str, weights: str, builder: GraphBuilder) -> Component:
-    return Component(file, weights, builder.weight_bytes(), tuple(builder.inputs), tuple(builder.outputs))
-
-
-def _provenance(checkpoint: Checkpoint, notes: list[str]) -> dict[str, Any]:
-    source: dict[str, Any] = {
-        "name": checkpoint.folder.resolve().name,
-        "architecture": "Qwen2_5_VLForConditionalGeneration",
-        "config_sha256": checkpoint.config_sha256,
-        "tensors": len(checkpoint.entries),
-        "parameters": checkpoint.parameters,
-        "dtype": checkpoint.dtype,
-    }
-    if checkpoint.adapter:
-        source["adapter"] = checkpoint.adapter.provenance()
-    return {**source, "notes": notes} if notes else source
-
-
-def _tool() -> str:
-    try:
-        return f"{PRODUCER} {importlib.metadata.version(PRODUCER)}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"{PRODUCER} (not installed)"

@@ -15,7 +15,6 @@ import numpy as np
 
 from edge.contract import DecoderFacts, LayerCache, WeightOverride
 from edge.rope import decoder_rope
-from export.checkpoint import TEXT
 from export.float_layers import Cache, decoder_attention, rms_norm, silu
 from export.gptq import gptq, input_products
 from export.kept import Kept, Record
@@ -24,18 +23,11 @@ from export.memory import release_freed_memory
 from export.native import key_offset_name
 from export.plan import GPTQ, QUANTIZED, Plan
 from export.quantize import dequantize_blocks, quantize_blocks
+from export.tensor_names import TEXT
 from export.turns import Conversation
 from export.weight_store import StoredTensor
-from export.weights import (
-    MapSource,
-    MatrixColumns,
-    Step,
-    WeightWriter,
-    bias_offset,
-    layer_maps,
-    write_head,
-    write_layer_vectors,
-)
+from export.weight_writer import MatrixColumns, Step, WeightWriter
+from export.weights import MapSource, bias_offset, layer_maps, write_head, write_layer_vectors
 
 ACTIVATION_BYTES = 256 << 20
 """What the widest activation of all calibration tokens may take; conversations are cut short for it."""

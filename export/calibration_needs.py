@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 from edge.preprocess import PreprocessConfig, grid_of, smart_resize
 from export.calibrate import ERROR_SAMPLES, most_tokens
-from export.checkpoint import DECODER_MAPS, EMBEDDING, TEXT, Checkpoint
+from export.checkpoint import Checkpoint
+from export.converse import clips_used
 from export.float_model import fits
 from export.gptq import SEGMENT_ROWS
 from export.plan import GPTQ, QUANTIZED, Plan
-from export.turns import Clip, clips_used
+from export.tensor_names import DECODER_MAPS, EMBEDDING, TEXT
+from export.turns import Clip
 
 PYTHON_BYTES = 150 << 20
 """The interpreter with numpy and this package, and what its allocator keeps."""

@@ -1,14 +1,13 @@
 """A Hugging Face checkpoint folder: its config, and its tensors by one set of names whatever wrote the files.
 
-Owns names and shapes of the tensors. Does not know graphs, and holds no tensor: each is read when asked for, with the
-update of an adapter where there is one (see `merge`).
+Owns the folder's files and what is wrong with them; which tensors there have to be is `tensor_names`'s. Knows no graph,
+and holds no tensor: each is read when asked for, with the update of an adapter where there is one (see `merge`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from edge.errors import CheckpointError
 from export.config import ModelFacts, facts_from_config
 from export.low_rank import LowRank
 from export.safetensors_file import DTYPE_NAMES, TensorEntry, read_entries, read_raw, require_finite, to_float32
+from export.tensor_names import COMPUTED, EMBEDDING, HEAD, canonical_name, expected_shapes
 
 if TYPE_CHECKING:
     from export.adapter import Adapter
@@ -28,28 +28,7 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-VISUAL = "model.visual."
-TEXT = "model.language_model."
-HEAD = "lm_head.weight"
-EMBEDDING = TEXT + "embed_tokens.weight"
-COMPUTED = re.compile(r"rotary\w*\.inv_freq$")  # some files hold these tables; they follow from the config
 MAX_LISTED = 5
-
-Maps = dict[str, list[str]]
-"""Linear maps of a layer by the last part of their weights' names, in the order in which a token meets them, and the
-tensors that make up each."""
-DECODER_MAPS: Maps = {
-    "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-    "attention_output": ["self_attn.o_proj"],
-    "gate_up": ["mlp.gate_proj", "mlp.up_proj"],
-    "down": ["mlp.down_proj"],
-}
-VISION_MAPS: Maps = {
-    "qkv": ["attn.qkv"],
-    "attention_output": ["attn.proj"],
-    "gate_up": ["mlp.gate_proj", "mlp.up_proj"],
-    "down": ["mlp.down_proj"],
-}
 
 TILE_ROWS = 256
 """Rows that are transposed together, so that what is read and what is written both stay in cache."""
@@ -243,17 +222,6 @@ def parse_json(name: str, content: bytes) -> dict[str, Any]:
     return document
 
 
-def canonical_name(name: str) -> str:
-    """The name that transformers' current model class gives a tensor that an older one wrote."""
-    if name.startswith("visual."):
-        return "model." + name
-    if name.startswith("model.") and not name.startswith((VISUAL, TEXT)):
-        return TEXT + name.removeprefix("model.")
-    if name.startswith("language_model.model."):
-        return TEXT + name.removeprefix("language_model.model.")
-    return name.removeprefix("language_model.") if name == "language_model.lm_head.weight" else name
-
-
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX_FILE).is_file():
         index = parse_json(INDEX_FILE, read_file(folder, INDEX_FILE)).get("weight_map")
@@ -304,45 +272,6 @@ def _no_weights(folder: Path) -> CheckpointError:
         f"Checkpoint `{folder}` has neither `{SINGLE_FILE}` nor `{INDEX_FILE}`",
         hint="Give a folder as `model.save_pretrained` writes it",
     )
-
-
-def expected_shapes(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of the model, by name."""
-    text, tower = facts.decoder, facts.vision
-    width, kv = text.hidden_size, text.num_kv_heads * text.head_dim
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (text.vocab_size, width), TEXT + "norm.weight": (width,)}
-    if not text.tied_embeddings:
-        shapes[HEAD] = (text.vocab_size, width)
-    for layer in range(text.layers):
-        prefix = f"{TEXT}layers.{layer}."
-        for name, rows in (("q", width), ("k", kv), ("v", kv)):
-            shapes[f"{prefix}self_attn.{name}_proj.weight"] = (rows, width)
-            shapes[f"{prefix}self_attn.{name}_proj.bias"] = (rows,)
-        shapes[prefix + "self_attn.o_proj.weight"] = (width, width)
-        for name in ("gate", "up"):
-            shapes[f"{prefix}mlp.{name}_proj.weight"] = (text.intermediate_size, width)
-        shapes[prefix + "mlp.down_proj.weight"] = (width, text.intermediate_size)
-        shapes[prefix + "input_layernorm.weight"] = (width,)
-        shapes[prefix + "post_attention_layernorm.weight"] = (width,)
-    side = facts.patch_size
-    hidden, merged = tower.hidden_size, tower.hidden_size * facts.merge_size**2
-    shapes[VISUAL + "patch_embed.proj.weight"] = (hidden, 3, facts.temporal_patch_size, side, side)
-    for block in range(tower.depth):
-        prefix = f"{VISUAL}blocks.{block}."
-        linears = {
-            "attn.qkv": (3 * hidden, hidden),
-            "attn.proj": (hidden, hidden),
-            "mlp.gate_proj": (tower.intermediate_size, hidden),
-            "mlp.up_proj": (tower.intermediate_size, hidden),
-            "mlp.down_proj": (hidden, tower.intermediate_size),
-        }
-        for name, shape in linears.items():
-            shapes[f"{prefix}{name}.weight"], shapes[f"{prefix}{name}.bias"] = shape, (shape[0],)
-        shapes[prefix + "norm1.weight"] = shapes[prefix + "norm2.weight"] = (hidden,)
-    shapes[VISUAL + "merger.ln_q.weight"] = (hidden,)
-    for name, shape in (("mlp.0", (merged, merged)), ("mlp.2", (tower.out_hidden_size, merged))):
-        shapes[f"{VISUAL}merger.{name}.weight"], shapes[f"{VISUAL}merger.{name}.bias"] = shape, (shape[0],)
-    return shapes
 
 
 def _check_tensors(entries: dict[str, TensorEntry], expected: dict[str, tuple[int, ...]]) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge.rope import decoder_rope
-from export.checkpoint import TEXT, Checkpoint
+from export.checkpoint import Checkpoint
 from export.expected import float_logits
 from export.float_layers import Cache, decoder_attention, decoder_layer
 from export.float_model import FloatModel
@@ -25,6 +25,7 @@ from export.limits import keeps
 from export.plan import value_bytes
 from export.quantize import block_for, dequantize_blocks, quantize_blocks
 from export.rounded import RoundedCheckpoint
+from export.tensor_names import TEXT
 from export.turns import Conversation
 
 if TYPE_CHECKING:

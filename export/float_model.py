@@ -13,7 +13,7 @@ import numpy as np
 
 from edge.contract import VISION_COS, VISION_SIN, WINDOW_MASK
 from edge.rope import decoder_rope, frame_tables
-from export.checkpoint import DECODER_MAPS, TEXT, VISION_MAPS, VISUAL, Checkpoint, Maps
+from export.checkpoint import Checkpoint
 from export.float_layers import (
     Cache,
     decoder_attention,
@@ -23,6 +23,7 @@ from export.float_layers import (
     vision_attention,
     vision_block,
 )
+from export.tensor_names import DECODER_MAPS, TEXT, VISION_MAPS, VISUAL, Maps
 from export.vision import EPSILON as VISION_EPSILON
 
 PIECE_VALUES = 4 << 20

@@ -14,6 +14,7 @@ import numpy as np
 from edge.contract import DecoderFacts, LayerCache
 from export.float_layers import rotate, softmax, split_heads
 from export.key_offset import LARGEST_RATIO, pair_norms
+from export.plan import AUTO
 
 QUERIES = 64
 """Queries of each conversation that attend, spread evenly."""
@@ -76,7 +77,7 @@ def _rule(errors: dict[str, float], wanted: str) -> tuple[str, str, str]:
         if errors[kind] >= plain:
             kind = NONE
         reason = f"int8 changes attention by {plain:.2g}, without the offset by {errors[kind]:.2g}"
-    if wanted == "auto" and not errors[kind] <= FLOAT_ABOVE:
+    if wanted == AUTO and not errors[kind] <= FLOAT_ABOVE:
         return "float32", NONE, f"{reason}: above {FLOAT_ABOVE}"
     return "int8", kind, reason
 

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 
 from edge.errors import CheckpointError
 from export.adapter import Adapter
-from export.checkpoint import EMBEDDING, HEAD, Checkpoint, canonical_name
+from export.checkpoint import Checkpoint
 from export.low_rank import LowRank
 from export.safetensors_file import TensorEntry
+from export.tensor_names import EMBEDDING, HEAD, canonical_name
 
 
 def with_adapter(checkpoint: Checkpoint, adapter: Adapter) -> tuple[Checkpoint, list[str]]:

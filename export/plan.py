@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from edge.contract import DecoderFacts, WeightOverride
 from edge.errors import UsageError
-from export.checkpoint import DECODER_MAPS
+from export.tensor_names import DECODER_MAPS
 from export.weight_store import BITS
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "int8", "int4": "int4"}
@@ -18,6 +18,8 @@ PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "int8", "int4": "int
 QUANTIZED = ("int8", "int4")
 KV_DTYPES = {"fp32": "float32", "int8": "int8"}
 """The same for KV caches."""
+AUTO = "auto"
+"""A KV cache whose layers' precisions are chosen by measuring them."""
 SCALE_BITS = 32
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 NEAREST, GPTQ = "nearest", "gptq"

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from edge.contract import TENSORRT_INT4_BLOCKS
 from export.calibration_needs import CalibrationNeeds
-from export.checkpoint import DECODER_MAPS, EMBEDDING, HEAD, TEXT, VISUAL, Checkpoint
+from export.checkpoint import Checkpoint
 from export.plan import QUANTIZED, Plan, value_bytes
-from export.weights import EMBEDDING_BLOCK
+from export.tensor_names import DECODER_MAPS, EMBEDDING, HEAD, TEXT, VISUAL
+from export.weight_writer import EMBEDDING_BLOCK
 
 BASE_MEMORY_BYTES = 1_100_000_000
 """Python, torch, transformers and ONNX Runtime, with the room that the parity check takes for layers."""

@@ -32,7 +32,7 @@ from export.structure import decoder_problems, vision_problems
 from export.turns import Conversation
 from export.weight_audit import weight_problems
 from export.weight_store import StoredTensor
-from export.weights import WeightWriter
+from export.weight_writer import WeightWriter
 
 PARITY_BASE_BYTES = 700 * 10**6
 """What Python, torch, transformers and ONNX Runtime take before any weight, with room for activations."""

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from edge.errors import CheckpointError, UsageError
-from export.checkpoint import TEXT, VISUAL, Checkpoint
+from export.checkpoint import Checkpoint
 from export.memory import release_freed_memory
+from export.tensor_names import TEXT, VISUAL
 from export.vision import EPSILON as VISION_EPSILON
 
 PIECE_VALUES = 4 << 20

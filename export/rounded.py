@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from export.checkpoint import EMBEDDING, Checkpoint
+from export.checkpoint import Checkpoint
 from export.quantize import dequantize_blocks
+from export.tensor_names import EMBEDDING
 from export.weight_store import StoredTensor
-from export.weights import WeightWriter
+from export.weight_writer import WeightWriter
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from export.checkpoint import EMBEDDING, TEXT, VISUAL, Checkpoint
+from export.checkpoint import Checkpoint
 from export.rounded import RoundedCheckpoint
+from export.tensor_names import EMBEDDING, TEXT, VISUAL
 from export.weight_store import StoredTensor
 
 LIMITS = {"float32": 1e-6, "float16": 2e-3, "int8": 0.05, "int4": 0.4}

@@ -15,7 +15,7 @@ import pytest
 from interruption import assert_same, interrupted_export
 from tiny_checkpoint import write_checkpoint
 
-from export import calibrate, turns
+from export import calibrate, converse
 from export.api import export_checkpoint, record_reference
 from export.gptq import gptq
 from export.kept import Kept, Record
@@ -58,9 +58,9 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         done.append("talk")
         return own(self)
 
-    own = turns._Writer.own
+    own = converse._Writer.own
     monkeypatch.setattr(calibrate, "gptq", rounded)
-    monkeypatch.setattr(turns._Writer, "own", talked)
+    monkeypatch.setattr(converse._Writer, "own", talked)
     yield done
 
 

@@ -17,8 +17,9 @@ from tiny_checkpoint import SPECIAL_TOKENS, VOCABULARY, write_checkpoint, write_
 from edge.errors import CheckpointError
 from export.adapter import open_adapter
 from export.api import export_checkpoint
-from export.checkpoint import EMBEDDING, HEAD, TEXT, VISUAL, Checkpoint, canonical_name, open_checkpoint
+from export.checkpoint import Checkpoint, open_checkpoint
 from export.merge import with_adapter
+from export.tensor_names import EMBEDDING, HEAD, TEXT, VISUAL, canonical_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WIDTH, RANK = 64, 4

@@ -19,7 +19,7 @@ from tiny_checkpoint import write_checkpoint
 
 from edge import contract
 from edge.errors import CheckpointError, OutputError, ParityError, UsageError
-from export import api, bundle_writer, graph_check, parity, proof, reference
+from export import bundle_writer, components, graph_check, parity, proof, reference
 from export.api import export_checkpoint, record_reference
 from export.bundle_writer import BundleWriter
 
@@ -232,14 +232,14 @@ def test_a_folder_that_cannot_be_created_is_one_clear_error(checkpoint: Path, tm
 def test_a_graph_that_computes_something_else_is_not_written_unless_allowed(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = api.write_vision
+    original = components.write_vision
 
-    def damaged(writer: api.WeightWriter, precision: str, step: object) -> None:
+    def damaged(writer: components.WeightWriter, precision: str, step: object) -> None:
         original(writer, precision, step)  # type: ignore[arg-type]
         one, two = "blocks.0.norm1", "blocks.0.norm2"
         writer.stored[one], writer.stored[two] = writer.stored[two], writer.stored[one]
 
-    monkeypatch.setattr(api, "write_vision", damaged)
+    monkeypatch.setattr(components, "write_vision", damaged)
     monkeypatch.setattr(proof, "_problems", lambda written: [])  # which would name the weights first
     with pytest.raises(ParityError, match=r"vision_relative_error [\d.]+, at most 0.0001 expected") as caught:
         export_checkpoint(checkpoint, tmp_path / "bundle")

@@ -21,10 +21,11 @@ from edge.preprocess import PreprocessConfig
 from edge.prompt import STREAMO
 from export import safetensors_file
 from export.api import export_checkpoint
-from export.checkpoint import EMBEDDING, HEAD, canonical_name, open_checkpoint
+from export.checkpoint import open_checkpoint
 from export.config import facts_from_config
 from export.probe import build_probe
 from export.stream_config import read_preprocess, read_stream_file
+from export.tensor_names import EMBEDDING, HEAD, canonical_name
 from export.tokens import token_ids
 
 WEIGHTS = "model.safetensors"

@@ -17,8 +17,9 @@ from edge.embeddings import Embeddings
 from edge.errors import BundleError, UsageError
 from export import calibrate
 from export.api import export_checkpoint
-from export.checkpoint import DECODER_MAPS, EMBEDDING, open_checkpoint
+from export.checkpoint import open_checkpoint
 from export.plan import make_plan
+from export.tensor_names import DECODER_MAPS, EMBEDDING
 from export.turns import Clip
 
 FACTS = DecoderFacts(3, 64, 96, 4, 2, 16, 320, 1e-6, 1e6, (2, 3, 3), True)

@@ -23,12 +23,13 @@ from edge.preprocess import PreprocessConfig
 from export import api, preflight
 from export.api import export_checkpoint, record_reference
 from export.calibration_needs import SYSTEM_TOKENS, TURN_TOKENS, CalibrationNeeds, calibration_needs
-from export.checkpoint import Checkpoint, expected_shapes
+from export.checkpoint import Checkpoint
 from export.config import facts_from_config
 from export.known_hashes import DOWNLOADS, SUMS_FILE, known_hash
 from export.partial import disk_free_bytes
 from export.plan import NEAREST, make_plan
 from export.safetensors_file import TensorEntry
+from export.tensor_names import expected_shapes
 from export.turns import Clip
 
 SHARD = "model.safetensors"

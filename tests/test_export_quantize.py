@@ -18,7 +18,7 @@ from tiny_checkpoint import write_checkpoint
 
 from edge import contract
 from edge.errors import ParityError
-from export import api, proof
+from export import components, proof
 from export.api import export_checkpoint
 from export.quantize import LARGEST, block_for, pack_int4, padded_width, quantize_blocks
 
@@ -133,14 +133,14 @@ def test_a_quantised_graph_computes_what_pytorch_computes_with_the_same_rounded_
 
 
 def test_a_wrong_graph_that_rounding_could_hide_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = api.write_decoder
+    original = components.write_decoder
 
     def damaged(writer: Any, *arguments: Any) -> None:
         original(writer, *arguments)
         one, two = "layers.0.input_norm", "layers.0.post_norm"
         writer.stored[one], writer.stored[two] = writer.stored[two], writer.stored[one]
 
-    monkeypatch.setattr(api, "write_decoder", damaged)
+    monkeypatch.setattr(components, "write_decoder", damaged)
     monkeypatch.setattr(proof, "_problems", lambda written: [])  # which would name the weights first
     write_checkpoint(tmp_path / "checkpoint")
     with pytest.raises(ParityError, match=r"rounded_relative_error [\d.]+, at most 0.0001 expected") as caught:

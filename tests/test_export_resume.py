@@ -19,7 +19,7 @@ from tiny_checkpoint import write_checkpoint
 
 from edge.bundle import open_bundle
 from edge.errors import BundleError, OutputError
-from export import weights as weights_module
+from export import weight_writer
 from export.api import export_checkpoint, record_reference
 from export.partial import PartialFolder
 from export.quantize import quantize_blocks
@@ -63,7 +63,7 @@ def quantized(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(values.size)
         return quantize_blocks(values, block, dtype)
 
-    monkeypatch.setattr(weights_module, "quantize_blocks", count)
+    monkeypatch.setattr(weight_writer, "quantize_blocks", count)
     return sizes
 
 

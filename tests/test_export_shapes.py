@@ -12,8 +12,9 @@ import pytest
 
 from apps.bench import random_checkpoint
 from apps.bench.qwen_configs import SIZES, public_config
-from export.checkpoint import EMBEDDING, HEAD, TEXT, VISUAL, canonical_name, expected_shapes, open_checkpoint
+from export.checkpoint import open_checkpoint
 from export.config import facts_from_config
+from export.tensor_names import EMBEDDING, HEAD, TEXT, VISUAL, canonical_name, expected_shapes
 
 # Parameters as the Hugging Face pages of Qwen2.5-VL-{3B,7B,32B,72B}-Instruct give them, in billions.
 PARAMETERS = {"3B": 3.75, "7B": 8.29, "32B": 33.5, "72B": 73.4}

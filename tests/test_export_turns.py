@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from tiny_checkpoint import write_checkpoint
 
-import export.turns as turns_module
+import export.converse as converse_module
 from edge.contract import TokenIds
 from edge.preprocess import PreprocessConfig
+from export.converse import Spelling, converse
 from export.expected import compute_expected
 from export.float_model import FloatModel
 from export.source import open_source
-from export.turns import FILLED, OWN, SILENT, TURN, UNASKED, WORD, Clip, Conversation, Spelling, converse
+from export.turns import FILLED, OWN, SILENT, TURN, UNASKED, WORD, Clip, Conversation
 
 QUESTION = "What now?"
 
@@ -88,7 +89,7 @@ def _one_pass(source: Any, talk: Conversation) -> np.ndarray:
 def test_a_random_model_breaks_the_protocol_and_its_words_stay_in_the_history(source: Any) -> None:
     (talk,) = converse(source.checkpoint, spelling(source), [clip(turns=2)])
     first_words = [part for part, role in zip(talk.parts, talk.roles, strict=True) if role == WORD]
-    assert talk.states[1] == "other" and 0 < len(first_words) <= turns_module.MAX_REPLY_TOKENS
+    assert talk.states[1] == "other" and 0 < len(first_words) <= converse_module.MAX_REPLY_TOKENS
 
 
 def test_the_last_quarter_of_a_clip_is_held_out_unless_the_clip_says_otherwise(source: Any) -> None:
@@ -105,7 +106,7 @@ def test_the_last_quarter_of_a_clip_is_held_out_unless_the_clip_says_otherwise(s
 def test_a_model_too_large_to_ask_turn_by_turn_fills_in_states_and_says_so(
     source: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns_module, "FloatModel", lambda checkpoint: FloatModel(checkpoint, keep_bytes=0))
+    monkeypatch.setattr(converse_module, "FloatModel", lambda checkpoint: FloatModel(checkpoint, keep_bytes=0))
     (talk,) = converse(source.checkpoint, spelling(source), [clip()])
     tokens: TokenIds = source.tokens
     assert talk.replies == FILLED and len(talk.parts) == 5  # from the first question on
@@ -121,10 +122,10 @@ def test_a_model_too_large_to_ask_turn_by_turn_fills_in_states_and_says_so(
 def test_of_a_model_too_large_to_ask_few_clips_are_looked_at_and_one_that_is_only_held_out(
     source: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns_module, "FloatModel", lambda checkpoint: FloatModel(checkpoint, keep_bytes=0))
+    monkeypatch.setattr(converse_module, "FloatModel", lambda checkpoint: FloatModel(checkpoint, keep_bytes=0))
     clips = [clip(turns=3, held_out=held_out) for held_out in (True, True, *[None] * 7)]
     talks = converse(source.checkpoint, spelling(source), clips)
-    assert [talk.replies for talk in talks] == [FILLED] * turns_module.LARGE_CLIPS + [SILENT]
+    assert [talk.replies for talk in talks] == [FILLED] * converse_module.LARGE_CLIPS + [SILENT]
     assert talks[-1].first_held_out == 0 and set(talks[-1].roles) == {TURN} and not talks[-1].visual
 
 

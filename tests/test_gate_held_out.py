@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_checkpoint import VOCABULARY, write_checkpoint
 
-import export.turns as turns_module
+import export.converse as converse_module
 from apps.cli.inspect import print_parity
 from apps.cli.main import main
 from edge.contract import TokenIds
@@ -199,7 +199,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def short_replies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns_module, "MAX_REPLY_TOKENS", 4)
+    monkeypatch.setattr(converse_module, "MAX_REPLY_TOKENS", 4)
 
 
 def clips() -> list[Clip]:
@@ -242,7 +242,7 @@ def test_held_out_turns_are_judged_with_a_recorded_reference_too(
 def test_a_model_too_large_to_ask_is_judged_on_a_history_of_silence(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns_module, "FloatModel", lambda checkpoint: FloatModel(checkpoint, keep_bytes=0))
+    monkeypatch.setattr(converse_module, "FloatModel", lambda checkpoint: FloatModel(checkpoint, keep_bytes=0))
     record_reference(checkpoint, tmp_path / "reference.npz")
     for reference in (None, tmp_path / "reference.npz"):
         manifest = export_checkpoint(

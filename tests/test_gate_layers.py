@@ -80,7 +80,7 @@ def clips() -> list[Clip]:
 def test_a_slice_of_a_sound_bundle_passes_and_the_report_names_its_layers(
     checkpoint: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("export.turns.MAX_REPLY_TOKENS", 4)
+    monkeypatch.setattr("export.converse.MAX_REPLY_TOKENS", 4)
     whole = export_checkpoint(checkpoint, tmp_path / "whole", weights=weights)
     manifest = export_checkpoint(checkpoint, tmp_path / "bundle", weights=weights, clips=clips(), parity_layers=3)
     parity = manifest.parity

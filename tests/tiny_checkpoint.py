@@ -137,8 +137,8 @@ def write_large_checkpoint(folder: Path, config: Any, *, seed: int = 0) -> int:
 
     import numpy as np
 
-    from export.checkpoint import expected_shapes
     from export.config import facts_from_config
+    from export.tensor_names import expected_shapes
 
     folder.mkdir(parents=True)
     config.architectures = ["Qwen2_5_VLForConditionalGeneration"]

@@ -21,10 +21,11 @@ from edge.contract import Component, Manifest
 from edge.errors import BundleError
 from edge.preprocess import PreprocessConfig
 from edge.prompt import STREAMO
-from export.checkpoint import Checkpoint, expected_shapes
+from export.checkpoint import Checkpoint
 from export.config import ModelFacts
 from export.plan import KV_DTYPES, PRECISIONS, Plan, make_plan, value_bytes
 from export.safetensors_file import TensorEntry
+from export.tensor_names import expected_shapes
 
 if TYPE_CHECKING:
     from export.bundle_writer import BundleWriter
@@ -76,7 +77,7 @@ class Recipe:
     @property
     def embedding_bytes(self) -> int:
         """Of the table of token embeddings."""
-        from export.weights import EMBEDDING_BLOCK
+        from export.weight_writer import EMBEDDING_BLOCK
 
         facts = self.facts.decoder
         return int(facts.vocab_size * facts.hidden_size * value_bytes(self.plan.embedding, EMBEDDING_BLOCK))

@@ -36,8 +36,8 @@ def write_checkpoint(folder: Path, size: str, *, seed: int = 0, shard_bytes: int
       size: one of `SIZES`.
       shard_bytes: a shard ends with the tensor that passes it.
     """
-    from export.checkpoint import expected_shapes
     from export.config import facts_from_config
+    from export.tensor_names import expected_shapes
 
     demo = Path(__file__).parent.parent / "demo" / "checkpoint"
     trained = json.loads((demo / "config.json").read_text())

@@ -30,7 +30,7 @@ STEADY_GAIN = 0.2
 
 
 class RandomWeights:
-    """Writes random weights to one file and remembers where they lie, as `export.weights` does with real ones.
+    """Writes random weights to one file and remembers where they lie, as `export.weight_writer` does with real ones.
 
     Args:
       block: rows along K that share a scale in quantised weights.
@@ -63,7 +63,7 @@ class RandomWeights:
 
     def table(self, name: str, shape: tuple[int, int], dtype: str, spread: float) -> None:
         """Normal numbers around 0 in rows; in int8 `name`.scale (rows, columns / EMBEDDING_BLOCK) is beside them."""
-        from export.weights import EMBEDDING_BLOCK
+        from export.weight_writer import EMBEDDING_BLOCK
 
         if dtype == "int8":
             self._codes(name, shape, f"{name}.scale", (shape[0], shape[1] // EMBEDDING_BLOCK), dtype, spread)
