@@ -21,7 +21,6 @@ from export.float_model import FloatModel
 from export.probe import Probe, split_frames
 
 if TYPE_CHECKING:
-    from export.reference import Reference
     from export.turns import Conversation
 
 IN_NUMPY = "the export's own arithmetic in numpy, float32"
@@ -33,18 +32,23 @@ class Expected:
 
     Attributes:
       config_problems: where the reference reads the config otherwise than we do; not recorded.
+      held_out: logits (n, V) float32 behind each conversation's held-out parts; not recorded.
     """
 
     reference: str
     frames: list[np.ndarray]
     logits: np.ndarray
     config_problems: list[str] = field(default_factory=list)
+    held_out: list[np.ndarray] = field(default_factory=list)
 
 
-def compute_expected(checkpoint: Checkpoint, probe: Probe, dtype: str = "float32") -> Expected:
-    """Run the checkpoint in transformers, the whole conversation in one pass.
+def compute_expected(
+    checkpoint: Checkpoint, probe: Probe, talks: Sequence[Conversation] = (), dtype: str = "float32"
+) -> Expected:
+    """Run the checkpoint in transformers, each whole conversation in one pass, all of them in one reading.
 
     Args:
+      talks: conversations whose held-out parts are decided beside the probe.
       dtype: see `Reference`.
 
     Raises:
@@ -52,36 +56,23 @@ def compute_expected(checkpoint: Checkpoint, probe: Probe, dtype: str = "float32
     """
     from export.reference import Reference
 
-    reference = Reference(checkpoint, dtype)
-    frames, (hidden,) = _hidden(reference, checkpoint, [probe])
-    logits = reference.logits(hidden[probe.ends - 1])
-    return Expected(reference.version, frames, logits, reference.config_problems())
-
-
-def compute_held_out(
-    checkpoint: Checkpoint, talks: Sequence[Conversation], *, torch: bool = True
-) -> tuple[str, list[np.ndarray]]:
-    """What the checkpoint decides in held-out turns.
-
-    Args:
-      torch: ask transformers; else the export's own arithmetic (see `float_model`), which a test holds to it.
-
-    Returns:
-      Who computed it, and logits (n, V) float32 behind each conversation's held-out parts.
-
-    Raises:
-      UsageError: torch or transformers is asked and not installed.
-    """
-    if not torch:
-        model = FloatModel(checkpoint)
-        return IN_NUMPY, [float_logits(model, talk, talk.visual) for talk in talks]
-    from export.reference import Reference
-
-    reference = Reference(checkpoint)
-    _, states = _hidden(reference, checkpoint, talks)
-    read = [hidden[talk.ends[talk.held_out_parts] - 1] for hidden, talk in zip(states, talks, strict=True)]
+    reference, probes = Reference(checkpoint, dtype), [probe, *talks]
+    frames = reference.vision([frame for one in probes for frame in one.frames])
+    sequences = [
+        (one.embeds(checkpoint.embeddings(one.ids), own), reference.positions(one.ids, one.grids))
+        for one, own in zip(probes, split_frames(frames, probes), strict=True)
+    ]
+    ends = [probe.ends, *(talk.ends[talk.held_out_parts] for talk in talks)]
+    read = [hidden[behind - 1] for hidden, behind in zip(reference.hidden(sequences), ends, strict=True)]
     logits = reference.logits(np.concatenate(read))
-    return reference.version, np.split(logits, np.cumsum([len(rows) for rows in read])[:-1])
+    own, *held_out = np.split(logits, np.cumsum([len(rows) for rows in read])[:-1])
+    return Expected(reference.version, frames[: len(probe.frames)], own, reference.config_problems(), held_out)
+
+
+def float_held_out(checkpoint: Checkpoint, talks: Sequence[Conversation]) -> list[np.ndarray]:
+    """`Expected.held_out` by the export's own arithmetic (see `float_model`), which a test holds to transformers."""
+    model = FloatModel(checkpoint)
+    return [float_logits(model, talk, talk.visual) for talk in talks]
 
 
 def float_logits(model: FloatModel, talk: Conversation, visual: list[np.ndarray] | None = None) -> np.ndarray:
@@ -93,18 +84,6 @@ def float_logits(model: FloatModel, talk: Conversation, visual: list[np.ndarray]
     embeds = talk.embeds(model.embeddings(talk.ids), visual or model.vision(talk.frames))
     hidden = model.hidden(embeds, talk.positions, model.caches())
     return model.logits(hidden[talk.ends[talk.held_out_parts] - 1])
-
-
-def _hidden(
-    reference: Reference, checkpoint: Checkpoint, probes: Sequence[Probe]
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """All frames' embeddings, and each conversation's hidden states."""
-    frames = reference.vision([frame for probe in probes for frame in probe.frames])
-    sequences = []
-    for probe, own in zip(probes, split_frames(frames, probes), strict=True):
-        embeds = probe.embeds(checkpoint.embeddings(probe.ids), own)
-        sequences.append((embeds, reference.positions(probe.ids, probe.grids)))
-    return frames, reference.hidden(sequences)
 
 
 def save_expected(path: Path, expected: Expected, checkpoint: Checkpoint, probe: Probe) -> None:

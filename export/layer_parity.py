@@ -94,7 +94,7 @@ def run_layers(reference: Reference, checkpoint: Checkpoint, given: Forced) -> F
     """PyTorch with other weights, on the same inputs."""
     positions = [reference.positions(probe.ids, probe.grids) for probe in given.probes]
     outputs = {
-        layer: [reference.layer(layer, *pair) for pair in zip(states, positions, strict=True)]
+        layer: reference.layer(layer, list(zip(states, positions, strict=True)))
         for layer, states in given.inputs.items()
     }
     last = max(outputs)

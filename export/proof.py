@@ -18,7 +18,7 @@ from edge.contract import TokenIds
 from export import layer_parity
 from export.checkpoint import Checkpoint
 from export.diagnosis import diagnose
-from export.expected import Expected, compute_expected, compute_held_out
+from export.expected import IN_NUMPY, Expected, compute_expected, float_held_out
 from export.graph_check import GraphCheck
 from export.graph_kinds import NativeGraphs
 from export.graph_session import EXACT
@@ -121,30 +121,36 @@ def prove(
     """
     talks = [talk for talk in held_out.talks if talk.held_out_parts] if held_out else []
     report = step or (lambda done, total: None)
-    judged = bool(talks) and layers is None
-    report(0, 1 + judged)
     if layers:
+        report(0, 1)
         if watcher is not None:
             _run_stock(written, probe, watcher)
-        parity, problems = _layers(written, probe, talks, layers)
-    else:
-        parity, problems = _whole(written, probe, recorded, watcher)
-    parity["problems"] = [*problems, *_problems(written)]
-    report(1, 1 + judged)
-    if held_out is not None and judged:
-        parity["held_out"] = _held_out(written, held_out, talks, torch=recorded is None)
+        parity = _layers(written, probe, talks, layers)
+        report(1, 1)
+        return parity
+    report(0, 1 + bool(talks))
+    expected = recorded or compute_expected(written.checkpoint, probe, talks)
+    parity = _whole(written, probe, expected, watcher, torch=recorded is None)
+    report(1, 1 + bool(talks))
+    if held_out is not None and talks:
+        by_torch = expected.reference, expected.held_out
+        answers = by_torch if recorded is None else (IN_NUMPY, float_held_out(written.checkpoint, talks))
+        parity["held_out"] = _held_out(written, held_out, talks, *answers)
         report(2, 2)
     return parity
 
 
 def _whole(
-    written: Written, probe: Probe, recorded: Expected | None, watcher: Watcher | None
-) -> tuple[dict[str, Any], list[str]]:
-    """The probe through the whole graphs: the report, and where PyTorch reads the config otherwise."""
-    expected = recorded or compute_expected(written.checkpoint, probe)
+    written: Written, probe: Probe, expected: Expected, watcher: Watcher | None, *, torch: bool
+) -> dict[str, Any]:
+    """The probe through the whole graphs.
+
+    Args:
+      torch: whether PyTorch may be asked about the rounded weights, too.
+    """
     found, slices = _run_stock(written, probe, watcher)
     rounded_error = None
-    if recorded is None and written.weights in QUANTIZED:
+    if torch and written.weights in QUANTIZED:
         exact = run_probe(probe, written.graphs(accuracy_level=EXACT))
         rounded_error = rounded_relative_error(exact, compute_expected(written.rounded(), probe))
     parity = {**compare(found, expected, written.weights, rounded_error), "slices": slices}
@@ -152,7 +158,7 @@ def _whole(
         own = run_probe(probe, native_graphs)
         figures = compare_native(own, found, expected, written.weights, written.kv_dtypes or ())
         parity["native"] = {"instruction_set": native.instruction_set(), **figures}
-    return parity, expected.config_problems
+    return {**parity, "problems": [*expected.config_problems, *_problems(written)]}
 
 
 def _run_stock(written: Written, probe: Probe, watcher: Watcher | None) -> tuple[Computed, dict[str, int]]:
@@ -166,9 +172,7 @@ def _run_stock(written: Written, probe: Probe, watcher: Watcher | None) -> tuple
     return found, graphs.slices
 
 
-def _layers(
-    written: Written, probe: Probe, talks: Sequence[Conversation], layers: Sequence[int]
-) -> tuple[dict[str, Any], list[str]]:
+def _layers(written: Written, probe: Probe, talks: Sequence[Conversation], layers: Sequence[int]) -> dict[str, Any]:
     """The same of some layers, over held-out conversations too."""
     from export.reference import Reference
 
@@ -192,7 +196,7 @@ def _layers(
         kv_dtypes = written.kv_dtypes or ()
         figures = layer_parity.compare_native_layers(own, found, expected, written.weights, kv_dtypes)
         parity["native"] = {"instruction_set": native.instruction_set(), **figures}
-    return parity, reference.config_problems()
+    return {**parity, "problems": [*reference.config_problems(), *_problems(written)]}
 
 
 def _problems(written: Written) -> list[str]:
@@ -209,12 +213,17 @@ def _problems(written: Written) -> list[str]:
     return found + weight_problems(written.checkpoint, written.rounded())
 
 
-def _held_out(written: Written, held_out: HeldOut, talks: Sequence[Conversation], *, torch: bool) -> dict[str, Any]:
-    """What a user would feel: the graphs that the runtime prefers, on turns that nothing was tuned on."""
+def _held_out(
+    written: Written, held_out: HeldOut, talks: Sequence[Conversation], reference: str, expected: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    """What a user would feel: the graphs that the runtime prefers, on turns that nothing was tuned on.
+
+    Args:
+      reference: who computed the `expected` logits (n, V) behind each conversation's held-out parts.
+    """
     native_graphs = written.native_graphs()
     graphs = native_graphs or written.graphs()
     tally = Tally(held_out.tokens, held_out.interval_s)
-    reference, expected = compute_held_out(written.checkpoint, talks, torch=torch)
     for talk, wanted, found in zip(talks, expected, held_out_logits(graphs, talks), strict=True):
         tally.add(talk, wanted, found)
     figures = tally.figures()

@@ -1,15 +1,15 @@
 """The checkpoint in PyTorch, as transformers runs it, with the weights of one layer in memory at a time.
 
-Owns the loading of weights into transformers' own modules as its forward reaches them. torch and transformers are
-imported here and nowhere else in this package.
+Owns the loading of weights into transformers' own modules when they are reached, and the way of several conversations
+through the decoder's layers, so that each is read once. torch and transformers are imported here and nowhere else in
+this package.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from export.vision import EPSILON as VISION_EPSILON
 
 PIECE_VALUES = 4 << 20
 FRAMES_AT_A_TIME = 32
-TOKENS_AT_A_TIME = 8192
 OLDEST = "4.52"
 """The first transformers whose model keeps the vision tower and the decoder under one class."""
 
@@ -70,7 +69,6 @@ class Reference:
             (vision.patch_embed, VISUAL + "patch_embed."),
             *((block, f"{VISUAL}blocks.{i}.") for i, block in enumerate(vision.blocks)),
             (vision.merger, VISUAL + "merger."),
-            *((layer, f"{TEXT}layers.{i}.") for i, layer in enumerate(text.layers)),
             (text.norm, TEXT + "norm."),
         ):
             self._load_when_called(module, prefix)
@@ -122,60 +120,39 @@ class Reference:
         """Final hidden states (T, W) float32 of whole conversations, each computed in one pass.
 
         Args:
-          sequences: embeddings (T, W) and m-RoPE positions (3, T) of each; short ones go side by side, filled up behind
-            their ends.
+          sequences: embeddings (T, W) and m-RoPE positions (3, T) of each.
         """
-        found: list[np.ndarray] = []
-        for some in _batches(sequences):
-            longest = max(len(embeds) for embeds, _ in some)
-            embeds = np.stack([_filled(embeds, longest) for embeds, _ in some])
-            positions = np.stack([_filled(positions.T, longest).T for _, positions in some], axis=1)
-            mask = np.stack([np.arange(longest) < len(embeds) for embeds, _ in some]).astype(np.int64)
-            found += [
-                states[: len(own)] for states, (own, _) in zip(self._pass(embeds, positions, mask), some, strict=True)
-            ]
-        return found
-
-    def _pass(self, embeds: np.ndarray, positions: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Hidden states (B, T, W) of embeddings (B, T, W) at positions (3, B, T)."""
-        torch = self._torch
-        with torch.inference_mode():
-            states = self._model.language_model(
-                inputs_embeds=torch.from_numpy(embeds).to(self._dtype),
-                position_ids=torch.from_numpy(positions),
-                attention_mask=torch.from_numpy(mask),
-                use_cache=False,
-            ).last_hidden_state
-        return np.asarray(states.float().numpy())
+        return self.hidden_and_layers(sequences, ())[0]
 
     def hidden_and_layers(
-        self, sequences: Sequence[tuple[np.ndarray, np.ndarray]], layers: Sequence[int]
+        self, sequences: Sequence[tuple[np.ndarray, np.ndarray]], layers: Collection[int]
     ) -> tuple[list[np.ndarray], dict[int, list[tuple[np.ndarray, np.ndarray]]]]:
         """`hidden`, and what goes into each of `layers` and comes out of it, (T, W) float32 both, by conversation."""
-        modules = self._model.language_model.layers
-        kept: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {layer: [] for layer in layers}
+        states, positions = [embeds for embeds, _ in sequences], [places for _, places in sequences]
+        kept: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+        for layer in range(self._checkpoint.facts.decoder.layers):
+            given, states = states, self.layer(layer, list(zip(states, positions, strict=True)))
+            if layer in layers:
+                kept[layer] = list(zip(given, states, strict=True))
+        return [self.final_norm(rows) for rows in states], kept
 
-        def keep(layer: int, module: Any, arguments: tuple[Any, ...], result: Any) -> None:
-            given, found = arguments[0], result[0] if isinstance(result, tuple) else result
-            for pair in zip(given.float().numpy(), found.float().numpy(), strict=True):
-                length = len(sequences[len(kept[layer])][0])
-                kept[layer].append((pair[0][:length].copy(), pair[1][:length].copy()))
+    def layer(self, layer: int, sequences: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        """What one layer makes of hidden states (T, W) at m-RoPE positions (3, T), of each: (T, W) float32.
 
-        hooks = [modules[layer].register_forward_hook(partial(keep, layer)) for layer in layers]
-        hidden = self.hidden(sequences)
-        for hook in hooks:
-            hook.remove()
-        return hidden, kept
-
-    def layer(self, layer: int, hidden: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """What one layer makes of hidden states (T, W) at m-RoPE positions (3, T): (T, W) float32."""
-        torch, text = self._torch, self._model.language_model
-        with torch.inference_mode():
-            states = torch.from_numpy(hidden[None]).to(self._dtype)
-            tables = text.rotary_emb(states, torch.from_numpy(positions[:, None]))
-            result = text.layers[layer](states, attention_mask=None, position_embeddings=tables)
-        found = result[0] if isinstance(result, tuple) else result
-        return np.asarray(found[0].float().numpy())
+        Its weights are read once for all.
+        """
+        torch, text, found = self._torch, self._model.language_model, []
+        module = text.layers[layer]
+        self._load(module, f"{TEXT}layers.{layer}.")
+        for hidden, positions in sequences:
+            with torch.inference_mode():
+                states = torch.from_numpy(hidden[None]).to(self._dtype)
+                tables = text.rotary_emb(states, torch.from_numpy(positions[:, None]))
+                result = module(states, attention_mask=None, position_embeddings=tables)  # no mask: causal
+            result = result[0] if isinstance(result, tuple) else result
+            found.append(np.asarray(result[0].float().numpy()))
+        self._unload(module)
+        return found
 
     def final_norm(self, hidden: np.ndarray) -> np.ndarray:
         """Hidden states (n, W) of the last layer, as `logits` takes them."""
@@ -194,37 +171,17 @@ class Reference:
         return self._torch.from_numpy(values).to(self._dtype)
 
     def _load_when_called(self, module: Any, prefix: str) -> None:
+        module.register_forward_pre_hook(lambda *_: self._load(module, prefix))
+        module.register_forward_hook(lambda *_: self._unload(module))
+
+    def _load(self, module: Any, prefix: str) -> None:
         names = [name for name, _ in module.named_parameters()]
+        tensors = {name: self._tensor(self._checkpoint.read(prefix + name)) for name in names}
+        module.load_state_dict(tensors, strict=True, assign=True)
 
-        def load(*_: object) -> None:
-            tensors = {name: self._tensor(self._checkpoint.read(prefix + name)) for name in names}
-            module.load_state_dict(tensors, strict=True, assign=True)
-
-        def unload(*_: object) -> None:
-            module.to("meta")
-            release_freed_memory()
-
-        module.register_forward_pre_hook(load)
-        module.register_forward_hook(unload)
-
-
-def _batches(
-    sequences: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-    """Sequences that go side by side: as many as have room."""
-    batch: list[tuple[np.ndarray, np.ndarray]] = []
-    for sequence in sequences:
-        longest = max(len(embeds) for embeds, _ in [*batch, sequence])
-        if batch and longest * (len(batch) + 1) > TOKENS_AT_A_TIME:
-            yield batch
-            batch = []
-        batch.append(sequence)
-    if batch:
-        yield batch
-
-
-def _filled(rows: np.ndarray, count: int) -> np.ndarray:
-    return np.pad(rows, ((0, count - len(rows)), (0, 0)))
+    def _unload(self, module: Any) -> None:
+        module.to("meta")
+        release_freed_memory()
 
 
 def _exact_rotary(torch: Any, rotary: Any) -> Any:

@@ -18,7 +18,7 @@ from edge.contract import TokenIds
 from edge.errors import ParityError, UsageError
 from export.api import _converse, export_checkpoint, record_reference
 from export.diagnosis import RaisedCheckpoint, layer_of
-from export.expected import IN_NUMPY, compute_held_out
+from export.expected import IN_NUMPY, compute_expected, float_held_out
 from export.float_model import FloatModel
 from export.held_out import Tally, divergences
 from export.limits import DEFAULTS, held_out_limits, keeps, parse_gate
@@ -256,7 +256,8 @@ def test_a_model_too_large_to_ask_is_judged_on_a_history_of_silence(
 def test_the_exports_own_arithmetic_decides_as_transformers_does(checkpoint: Path) -> None:
     source = open_source(checkpoint)
     talks = _converse(source, clips(), lambda *_: None)
-    (_, (wanted,)), (_, (found,)) = (compute_held_out(source.checkpoint, talks, torch=torch) for torch in (True, False))
+    (wanted,) = compute_expected(source.checkpoint, source.probe, talks).held_out
+    (found,) = float_held_out(source.checkpoint, talks)
     np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 

@@ -103,7 +103,7 @@ def test_a_layer_that_is_given_pytorchs_own_states_makes_of_them_what_it_made_th
     reference = Reference(source.checkpoint)
     run = run_whole(reference, source.checkpoint, [source.probe], [1, 4])
     positions = reference.positions(source.probe.ids, source.probe.grids)
-    found = reference.layer(1, run.inputs[1][0], positions)
+    (found,) = reference.layer(1, [(run.inputs[1][0], positions)])
     np.testing.assert_allclose(found, run.outputs[1][0], atol=1e-5 * np.abs(found).max())
 
 

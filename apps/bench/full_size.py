@@ -39,7 +39,7 @@ def measure(checkpoint: Path, workdir: Path, weights: list[str]) -> dict[str, An
     console.say("transformers, float32 ...")
     expected = compute_expected(source.checkpoint, source.probe)
     console.say("transformers, bfloat16 ...")
-    half = compute_expected(source.checkpoint, source.probe, "bfloat16")
+    half = compute_expected(source.checkpoint, source.probe, dtype="bfloat16")
     result: dict[str, Any] = {
         "parameters": source.checkpoint.parameters,
         "tokens": len(source.probe.ids),
