@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge.errors import FrameError, KernelError
-from edge.gpu_arrays import DeviceArray, device_array
+from edge.device_frames import FrameOnDevice, check_form, rgb_on_device
+from edge.errors import FrameError
 
 _DLPACK_CPU = 1
 
@@ -31,17 +31,6 @@ class Frame:
     captured_ns: int = 0
 
 
-@dataclass(frozen=True)
-class FrameOnDevice:
-    """A frame in a GPU's memory: (H, W, 3) uint8 RGB, rows in one piece."""
-
-    array: DeviceArray
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-
 def check_frame(frame: object) -> np.ndarray | FrameOnDevice:
     """Return a frame of whatever library as an array of numpy, or as one on a device; nothing is copied.
 
@@ -58,14 +47,7 @@ def check_frame(frame: object) -> np.ndarray | FrameOnDevice:
             return check_pixels(frame)  # says what it is
         if int(frame.__dlpack_device__()[0]) == _DLPACK_CPU:
             return check_pixels(np.from_dlpack(frame))  # type: ignore[arg-type]
-    try:
-        array = device_array(frame, "frame")
-    except KernelError as error:
-        raise FrameError(f"A frame cannot be taken from its GPU: {error.message}") from None
-    _check_form(array.dtype, array.shape)
-    if array.strides[1:] != (3, 1):
-        raise FrameError(f"A frame on a GPU should have its rows in one piece, found strides {array.strides}")
-    return FrameOnDevice(array)
+    return rgb_on_device(frame)
 
 
 def check_pixels(pixels: object) -> np.ndarray:
@@ -76,20 +58,8 @@ def check_pixels(pixels: object) -> np.ndarray:
     """
     if not isinstance(pixels, np.ndarray):
         raise FrameError(f"A frame should be a numpy array, found {type(pixels).__name__}")
-    _check_form(pixels.dtype, pixels.shape)
+    check_form(pixels.dtype, pixels.shape)
     return pixels
-
-
-def _check_form(dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    if dtype != np.uint8:
-        raise FrameError(
-            f"A frame should be uint8, found {dtype}", hint="Scale to 0..255 and use `frame.astype(numpy.uint8)`"
-        )
-    if len(shape) != 3 or shape[2] != 3 or 0 in shape:
-        raise FrameError(
-            f"A frame should be RGB of shape (height, width, 3), found {shape}",
-            hint="Convert grey or alpha pictures to three channels first",
-        )
 
 
 class LatestFrame:

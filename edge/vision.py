@@ -13,8 +13,9 @@ import numpy as np
 from edge.backends.base import Backend
 from edge.contract import Manifest
 from edge.decoder import FrameTokens
+from edge.device_frames import FrameOnDevice
 from edge.errors import FrameError
-from edge.frames import FrameOnDevice, check_frame
+from edge.frames import check_frame
 from edge.preprocess import grid_of, patchify, resize_frame, smart_resize
 
 
@@ -47,13 +48,13 @@ class VisionEncoder:
             on a GPU stays there.
 
         Raises:
-          FrameError: not uint8 RGB, or of an impossible shape, or on a GPU that the backend does not use.
+          FrameError: none of these, or of an impossible shape, or on a GPU and the backend is not.
         """
         checked = check_frame(pixels)
         if isinstance(checked, FrameOnDevice) and not hasattr(self._backend, "patches_of_frame"):
             raise FrameError(
                 "A frame should be in the host's memory for this backend, found one on a GPU",
-                hint="Use `--backend cuda`, or copy the frame to a numpy array",
+                hint="Use the backend cuda or tensorrt, or copy the frame to a numpy array",
             )
         try:
             height, width = smart_resize(checked.shape[0], checked.shape[1], self._preprocess)
@@ -75,7 +76,7 @@ class VisionEncoder:
         """The vision graph's input for a resized frame: (P, 3 * patch_size**2) float32, where the frame is."""
         if isinstance(resized.pixels, FrameOnDevice):
             backend: Any = self._backend
-            return backend.patches_of_frame(resized.pixels.array, resized.shape[:2], self._preprocess)
+            return backend.patches_of_frame(resized.pixels, resized.shape[:2], self._preprocess)
         return patchify(resized.pixels, self._preprocess)
 
     def encode(self, resized: Picture, patches: Any) -> FrameTokens:

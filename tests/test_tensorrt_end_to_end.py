@@ -21,6 +21,7 @@ from gpu_interpreter import FakeCuda, aligned_array, needs_compiler, needs_trito
 from kernel_cases import needs_kernels
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from test_gpu_frame import picture
 from test_tensorrt_plugin import COMPILER, PLUGIN, STANDIN, Node, declare, has_gpu_products
 from tiny_checkpoint import write_checkpoint, write_preprocessor
 
@@ -29,7 +30,9 @@ from edge.backends.ort import OrtBackend
 from edge.backends.tensorrt import TensorRTBackend
 from edge.bundle import Bundle, open_bundle
 from edge.decoder import Decoder
+from edge.gpu import Gpu
 from edge.kernels_abi import library_path
+from edge.vision import VisionEncoder
 
 pytestmark = [
     needs_kernels,
@@ -110,6 +113,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return open_bundle(folder / "bundle")
 
 
+@pytest.fixture
+def evaluated(plugin: Any, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines run in onnx's evaluator, with the plugin's operators."""
+    operators = operators_of(plugin, cuda)
+    monkeypatch.setattr(fake_tensorrt, "tensorrt_graph", lambda path: ReferenceEvaluator(str(path), new_ops=operators))
+
+
 def talk(bundle: Bundle, backend: Any) -> list[np.ndarray]:
     """A prompt, a reply, a turn cut out of the middle, and more."""
     decoder = Decoder(bundle.manifest, bundle.file(bundle.manifest.embedding.file), backend, 96)
@@ -121,12 +131,10 @@ def talk(bundle: Bundle, backend: Any) -> list[np.ndarray]:
 
 
 def test_a_conversation_through_plugin_launcher_and_kernels_has_nearly_the_cpus_logits(
-    bundle: Bundle, cuda: FakeCuda, plugin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, cuda: FakeCuda, evaluated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert bundle.manifest.key_offset_layers and "int8" in bundle.manifest.kv_dtypes
     world = install_tensorrt("10.3.0", tmp_path, monkeypatch)
-    operators = operators_of(plugin, cuda)
-    monkeypatch.setattr(fake_tensorrt, "tensorrt_graph", lambda path: ReferenceEvaluator(str(path), new_ops=operators))
     on_device = talk(bundle, TensorRTBackend(bundle, listener=Heard().listener, engines=tmp_path / "engines"))
     cuda.check()
     for found, expected in zip(on_device, talk(bundle, OrtBackend(bundle, threads=1)), strict=True):
@@ -134,3 +142,22 @@ def test_a_conversation_through_plugin_launcher_and_kernels_has_nearly_the_cpus_
     assert [profile for name, profile, _ in world.executions if "decoder" in name] == [1, 1, 0, 1]
     kinds = {name.split("_")[0] for name, _ in cuda.launched}
     assert {"append", "attend", "merge"} <= kinds and len(kinds) > 3, kinds
+
+
+def visual_tokens(encoder: VisionEncoder, frame: Any) -> np.ndarray:
+    resized = encoder.resize(frame)
+    return np.array(encoder.encode(resized, encoder.patches(resized)).embeds)
+
+
+def test_a_frame_on_the_gpu_gives_the_engine_what_the_cpus_preprocessing_gives(
+    bundle: Bundle, cuda: FakeCuda, evaluated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_tensorrt("10.3.0", tmp_path, monkeypatch)
+    backend = TensorRTBackend(bundle, listener=Heard().listener, engines=tmp_path / "engines")
+    encoder, frame = VisionEncoder(bundle.manifest, backend), picture(96, 128)
+    expected = visual_tokens(encoder, frame)
+    cuda.launched.clear()
+    monkeypatch.setattr("edge.vision.patchify", None)
+    with Gpu() as gpu:
+        np.testing.assert_array_equal(visual_tokens(encoder, gpu.array(frame)), expected)
+    assert [name for name, _ in cuda.launched][:2] == ["frame_columns_rgb", "frame_patches"]

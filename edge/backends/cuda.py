@@ -22,6 +22,7 @@ import numpy as np
 from edge import contract
 from edge.backends.base import CacheView
 from edge.backends.cuda_provider import PROVIDER, check_provider, provider_options
+from edge.backends.device_patches import device_patches
 from edge.backends.ort import OrtBackend, uses_native_graph
 from edge.backends.ort_session import OrtSession, Provider, onnxruntime_module
 from edge.backends.place import DevicePlace
@@ -30,6 +31,7 @@ from edge.backends.step_table import StepTable
 from edge.bundle import Bundle
 from edge.contract import Manifest
 from edge.decoder import MAX_PREFILL_TOKENS
+from edge.device_frames import FrameOnDevice
 from edge.errors import BackendError, DeviceLostError, EdgeError, MemoryBudgetError
 from edge.gpu import Gpu
 from edge.gpu_abi import cubin_folder
@@ -167,28 +169,12 @@ class CudaBackend(OrtBackend):
         cache = next(iter(self.cache.values())).pointer  # the others lie behind it
         return self._graphs.number((cache, self._capacity_tokens, *self._sent, *inputs))
 
-    def patches_of_frame(self, frame: DeviceArray, size: tuple[int, int], preprocess: PreprocessConfig) -> DeviceArray:
-        """`resize_frame` and `patchify` of a frame that is on the device: (P, 3 * patch**2), valid until the next one.
-
-        Args:
-          frame: (H, W, 3) uint8 RGB. size: height and width after the resize.
-        """
-        from edge.gpu_operations import patches_of_frame
-
-        patch = preprocess.patch_size
-        count = size[0] // patch * (size[1] // patch)
-        found = self._place.result("frame", (count, 3 * patch**2))
-        return patches_of_frame(
-            self.gpu,
-            frame,
-            new_size=size,
-            patch=patch,
-            merge=preprocess.merge_size,
-            mean=preprocess.image_mean,
-            deviation=preprocess.image_std,
-            output=found,  # type: ignore[arg-type]
-            stream=self._stream,
-        )
+    def patches_of_frame(
+        self, frame: FrameOnDevice, size: tuple[int, int], preprocess: PreprocessConfig
+    ) -> DeviceArray:
+        """See `device_patches`."""
+        assert isinstance(self._place, DevicePlace)
+        return device_patches(self._place, frame, size, preprocess)
 
     def _diagnose(self, error: Exception) -> EdgeError | None:
         """What is behind an exception of ONNX Runtime: the device is lost, its memory is full, or something else."""

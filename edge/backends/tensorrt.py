@@ -16,15 +16,18 @@ import numpy as np
 from edge import contract
 from edge.backends.base import CacheView
 from edge.backends.cache_memory import Shape, array_bytes
+from edge.backends.device_patches import device_patches
 from edge.backends.frame_tables import FrameTableCache
 from edge.backends.place import DevicePlace
 from edge.backends.tensorrt_engine import Engine
 from edge.bundle import Bundle
+from edge.device_frames import FrameOnDevice
 from edge.engines.profiles import MOST_CACHED_TOKENS, MOST_RUNS
 from edge.engines.store import COMPONENTS, Listener
 from edge.errors import BackendError, MemoryBudgetError
 from edge.gpu_arrays import DeviceArray
 from edge.memory import bytes_text
+from edge.preprocess import PreprocessConfig
 
 
 def say(text: str) -> None:
@@ -126,6 +129,12 @@ class TensorRTBackend:
     def embeds_buffer(self, tokens: int) -> Any:
         """What a decoder gathers a run's embeddings in: takes and gives rows of (tokens, W) by slices."""
         return self._place.row_buffer(tokens, self._manifest.decoder_facts.hidden_size)
+
+    def patches_of_frame(
+        self, frame: FrameOnDevice, size: tuple[int, int], preprocess: PreprocessConfig
+    ) -> DeviceArray:
+        """See `device_patches`; the vision engine takes patches in that order."""
+        return device_patches(self._place, frame, size, preprocess)
 
     def encode(self, patches: Any, rows: int, columns: int) -> Any:
         tables = self._frames.of(rows, columns)
