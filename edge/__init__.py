@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge.bundle import Bundle, open_bundle
+    from edge.device_frames import Nv12Frame
     from edge.errors import BackendError, BundleError, EdgeError, FrameError, QuestionError, SourceError
     from edge.sampling import Sampling
     from edge.session import StreamSession
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Bundle": "edge.bundle",
     "open_bundle": "edge.bundle",
+    "Nv12Frame": "edge.device_frames",
     "BackendError": "edge.errors",
     "BundleError": "edge.errors",
     "EdgeError": "edge.errors",
@@ -38,6 +40,7 @@ __all__ = [
     "BundleError",
     "EdgeError",
     "FrameError",
+    "Nv12Frame",
     "QuestionError",
     "Sampling",
     "SourceError",

@@ -5,7 +5,8 @@ Owns the check of a frame's planes. Never touches the memory, and does not know 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +15,30 @@ from edge.gpu_arrays import DeviceArray, device_array
 
 
 @dataclass(frozen=True)
+class Nv12Frame:
+    """A frame as video decoders and cameras leave it on a GPU: brightness of each pixel, colour of each 2x2 of them.
+
+    Attributes:
+      luma: (H, W) or (H, W, 1) uint8, H and W even. chroma: (H / 2, W / 2, 2) uint8, U before V, or the same memory as
+        (H / 2, W). Anything with DLPack or the CUDA array interface, on a GPU; rows may be further apart than they are
+        long.
+      full_range: whether values use 0 to 255; else 16 to 235 for luma and 16 to 240 for chroma, as in most videos.
+      bt709: whether colours are those of BT.709, as in most HD videos; else those of BT.601.
+    """
+
+    luma: Any
+    chroma: Any
+    full_range: bool = False
+    bt709: bool = False
+
+
+@dataclass(frozen=True)
 class FrameOnDevice:
     """A checked frame in a GPU's memory.
 
     Attributes:
       plane: (H, W, 3) uint8 RGB, or with `chroma` the luma plane (H, W) of an NV12 frame; rows in one piece.
-      chroma: (H / 2, W / 2, 2) uint8, rows in one piece. full_range, bt709: of its colours.
+      chroma: (H / 2, W / 2, 2) uint8, rows in one piece. full_range, bt709: see `Nv12Frame`.
     """
 
     plane: DeviceArray
@@ -44,6 +63,29 @@ def rgb_on_device(frame: object) -> FrameOnDevice:
     return FrameOnDevice(_with_whole_rows(array, "frame"))
 
 
+def nv12_on_device(frame: Nv12Frame) -> FrameOnDevice:
+    """An NV12 frame as the kernels read it; nothing is copied.
+
+    Raises:
+      FrameError: as `rgb_on_device`, or the planes do not fit each other.
+    """
+    luma, chroma = _on_gpu(frame.luma, "luma plane"), _on_gpu(frame.chroma, "chroma plane")
+    if luma.shape[2:] == (1,):
+        luma = replace(luma, shape=luma.shape[:2], strides=luma.strides[:2])
+    height, width = luma.shape if len(luma.shape) == 2 else (0, 0)
+    if len(chroma.shape) == 2 and chroma.shape[1] == width:  # pairs, written one number behind the other
+        row, step = chroma.strides
+        chroma = replace(chroma, shape=(chroma.shape[0], width // 2, 2), strides=(row, 2 * step, step))
+    fits = min(height, width) > 0 and not height % 2 and not width % 2
+    if not fits or chroma.shape != (height // 2, width // 2, 2) or {luma.dtype, chroma.dtype} != {np.dtype(np.uint8)}:
+        raise FrameError(
+            "An NV12 frame should have a luma plane (height, width) with even sides and a chroma plane (height / 2, "
+            f"width / 2, 2), both uint8; found {luma.dtype} {luma.shape} and {chroma.dtype} {chroma.shape}"
+        )
+    planes = _with_whole_rows(luma, "luma plane"), _with_whole_rows(chroma, "chroma plane")
+    return FrameOnDevice(*planes, frame.full_range, frame.bt709)
+
+
 def check_form(dtype: np.dtype, shape: tuple[int, ...]) -> None:
     """Refuse what is not RGB.
 
@@ -62,6 +104,11 @@ def check_form(dtype: np.dtype, shape: tuple[int, ...]) -> None:
 
 
 def _on_gpu(plane: object, name: str) -> DeviceArray:
+    if isinstance(plane, np.ndarray):
+        raise FrameError(
+            f"The {name} of an NV12 frame should be on a GPU, found an array of numpy",
+            hint="Convert it with `cv2.cvtColorTwoPlane(luma, chroma, cv2.COLOR_YUV2RGB_NV12)`",
+        )
     try:
         array = device_array(plane, name)
     except KernelError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge.device_frames import FrameOnDevice, check_form, rgb_on_device
+from edge.device_frames import FrameOnDevice, Nv12Frame, check_form, nv12_on_device, rgb_on_device
 from edge.errors import FrameError
 
 _DLPACK_CPU = 1
@@ -35,11 +35,13 @@ def check_frame(frame: object) -> np.ndarray | FrameOnDevice:
     """Return a frame of whatever library as an array of numpy, or as one on a device; nothing is copied.
 
     Args:
-      frame: an array of numpy, or anything with DLPack or the CUDA array interface.
+      frame: an array of numpy, anything with DLPack or the CUDA array interface, or an `Nv12Frame` of such.
 
     Raises:
       FrameError: none of these, another dtype, another shape, or no pixels.
     """
+    if isinstance(frame, Nv12Frame):
+        return nv12_on_device(frame)
     if isinstance(frame, np.ndarray):
         return check_pixels(frame)
     if not hasattr(frame, "__cuda_array_interface__"):

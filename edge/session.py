@@ -186,12 +186,12 @@ class StreamSession:
 
         Args:
           pixels: (H, W, 3) uint8 RGB, any size: an array of numpy, or anything with DLPack or the CUDA array interface;
-            a frame on the backend's GPU stays there.
+            a frame on the backend's GPU stays there, and may be an `edge.Nv12Frame`.
           t: whole stream second of the frame; later than the turn before.
           on_text: called with each new piece of a reply, whole characters only, while it is generated.
 
         Raises:
-          FrameError: `pixels` is not such an array. The session is as before.
+          FrameError: `pixels` is no such frame. The session is as before.
           UsageError: `t` does not advance. The session is as before.
           BackendError: the backend failed; the session cannot go on.
         """

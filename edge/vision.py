@@ -44,8 +44,8 @@ class VisionEncoder:
         """The frame at the model's size.
 
         Args:
-          pixels: (H, W, 3) uint8 RGB: an array of numpy, or anything with DLPack or the CUDA array interface; what is
-            on a GPU stays there.
+          pixels: (H, W, 3) uint8 RGB: an array of numpy, or anything with DLPack or the CUDA array interface; or an
+            `Nv12Frame` of such on a GPU. What is on a GPU stays there.
 
         Raises:
           FrameError: none of these, or of an impossible shape, or on a GPU and the backend is not.

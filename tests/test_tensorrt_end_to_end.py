@@ -21,7 +21,7 @@ from gpu_interpreter import FakeCuda, aligned_array, needs_compiler, needs_trito
 from kernel_cases import needs_kernels
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from test_gpu_frame import picture
+from test_gpu_frame import nv12, picture
 from test_tensorrt_plugin import COMPILER, PLUGIN, STANDIN, Node, declare, has_gpu_products
 from tiny_checkpoint import write_checkpoint, write_preprocessor
 
@@ -30,6 +30,7 @@ from edge.backends.ort import OrtBackend
 from edge.backends.tensorrt import TensorRTBackend
 from edge.bundle import Bundle, open_bundle
 from edge.decoder import Decoder
+from edge.device_frames import Nv12Frame
 from edge.gpu import Gpu
 from edge.kernels_abi import library_path
 from edge.vision import VisionEncoder
@@ -161,3 +162,20 @@ def test_a_frame_on_the_gpu_gives_the_engine_what_the_cpus_preprocessing_gives(
     with Gpu() as gpu:
         np.testing.assert_array_equal(visual_tokens(encoder, gpu.array(frame)), expected)
     assert [name for name, _ in cuda.launched][:2] == ["frame_columns_rgb", "frame_patches"]
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_an_nv12_frame_on_the_gpu_gives_nearly_what_its_rgb_gives(
+    bundle: Bundle, cuda: FakeCuda, evaluated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: bool
+) -> None:
+    cv2 = pytest.importorskip("cv2")
+    install_tensorrt("10.3.0", tmp_path, monkeypatch)
+    backend = TensorRTBackend(bundle, listener=Heard().listener, engines=tmp_path / "engines")
+    encoder, (luma, chroma) = VisionEncoder(bundle.manifest, backend), nv12(96, 128)
+    expected = visual_tokens(encoder, cv2.cvtColorTwoPlane(luma, chroma, cv2.COLOR_YUV2RGB_NV12))
+    with Gpu() as gpu:
+        planes = gpu.array(luma), gpu.array(chroma if pairs else chroma.reshape(48, 128))
+        found = visual_tokens(encoder, Nv12Frame(*planes))
+        other = visual_tokens(encoder, Nv12Frame(*planes, full_range=True, bt709=True))
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    assert error < 0.02 and np.linalg.norm(other - expected) > 2 * error * np.linalg.norm(expected)
