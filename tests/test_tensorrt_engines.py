@@ -26,7 +26,7 @@ from edge.engines.engine_file import opened_engine, unusable
 from edge.engines.plugin import PLUGIN_VARIABLE, find_plugin, load_plugin
 from edge.engines.profiles import MOST_CACHED_TOKENS
 from edge.engines.store import EngineStore
-from edge.engines.toolkit import load_tensorrt
+from edge.engines.toolkit import Messages, load_tensorrt
 from edge.errors import EngineError, MemoryBudgetError, OutputError
 
 FORK = multiprocessing.get_context("fork")
@@ -338,9 +338,20 @@ def test_a_build_without_memory_is_a_memory_error_with_tensorrts_words(device: D
 
 
 def test_a_build_that_fails_gives_tensorrts_reason(device: Device) -> None:
-    device.world.build_error = "Could not find any implementation for node layers.0/mlp"
-    with pytest.raises(EngineError, match=r"cannot build an engine of .*: Could not find any implementation for node"):
-        device.store().ensure("decoder")
+    refused = "StreamoTableAttention: attention on a GPU has kernels for a head_dim of 64 and 128, found 32"
+    for said in ("Could not find any implementation for node layers.0/mlp", refused):
+        device.world.build_error = said
+        with pytest.raises(EngineError, match=rf"cannot build an engine of .*: {said}"):
+            device.store().ensure("decoder")
+
+
+def test_of_many_messages_the_cause_and_the_end_are_told() -> None:
+    messages = Messages()
+    for text in ("StreamoMatMul: the block is too long", *(f"message {i}" for i in range(9)), "the build ends"):
+        messages.add(text)
+    said = messages.told()
+    assert said.startswith("StreamoMatMul: the block is too long; message 0;") and said.endswith("the build ends")
+    assert said.count(";") == 5 and messages.told() == "TensorRT gave no reason"
 
 
 def test_too_little_memory_is_told_before_the_build_with_both_numbers(

@@ -36,13 +36,18 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("plugin") / "libplugin.so"
     sources = [PLUGIN, STANDIN / "host.cpp", STANDIN / "recorder.cpp"]
     command = [COMPILER, "-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
     command += [f"-I{STANDIN}", f"-I{ROOT / 'kernels' / 'include'}", *map(str, sources), "-o", str(path), "-ldl"]
     subprocess.run(command, check=True)
-    return declare(ctypes.CDLL(str(path)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def library(built: Path) -> Any:
+    return declare(ctypes.CDLL(str(built)))
 
 
 def declare(loaded: Any) -> Any:
@@ -83,6 +88,10 @@ class Node:
         count = self.library.standin_outputs(self.pointer, table(shapes), len(shapes), found, types, aliases)
         rows = np.array(found).reshape(8, 8)
         return [(tuple(rows[i, 1 : 1 + rows[i, 0]].tolist()), types[i], aliases[i]) for i in range(count)]
+
+    def takes(self, shapes: Sequence[Sequence[int]]) -> bool:
+        """Whether a profile with sizes of at most these may be built."""
+        return not self.library.standin_configure(self.pointer, table(shapes), len(shapes))
 
     def workspace(self, shapes: Sequence[Sequence[int]]) -> int:
         """Bytes of scratch memory for sizes of at most these."""
@@ -191,6 +200,50 @@ def test_workspace_is_enough_for_whatever_the_profile_allows(library: Any) -> No
     assert attention(library, True, False).workspace(shapes) == TOKENS * 2000 + CAPACITY
 
 
+@pytest.mark.parametrize(("int8", "offset"), KINDS)
+def test_a_profile_of_the_operators_own_sizes_is_built(library: Any, int8: bool, offset: bool) -> None:
+    assert attention(library, int8, offset, building=True).takes(attention_shapes(int8, offset))
+    assert library.standin_messages() == b""
+
+
+@pytest.mark.parametrize(
+    ("place", "sizes"),
+    [
+        (0, (TOKENS, 700)), (1, (700,)), (2, (TOKENS,)), (3, (TOKENS, 16)), (4, (1, KV_HEADS, CAPACITY, WIDTH)),
+        (5, (2, KV_HEADS, CAPACITY, WIDTH // 4)), (6, (0,)), (7, (RUNS, 16)), (8, (RUNS,)), (10, (1, 3, CAPACITY)),
+        (11, (KV_HEADS, 16)), (13, (CAPACITY, 16)),
+    ],
+)  # fmt: skip
+def test_an_input_that_is_not_the_operators_ends_the_build(library: Any, place: int, sizes: tuple[int, ...]) -> None:
+    shapes = attention_shapes(True, True)
+    shapes[place] = sizes
+    assert not attention(library, True, True, building=True).takes(shapes)
+    said = library.standin_messages().decode()
+    assert f"StreamoTableAttention: input {place} is at most ({', '.join(map(str, sizes))}), expected (" in said
+
+
+def test_what_the_kernels_refuse_ends_the_build(library: Any) -> None:
+    refuses = ctypes.c_int32.in_dll(library, "recorder_refuses")
+    product = Node(library, contract.PLUGIN_MATMUL, bits=8, block_size=512, gated=0, bias=0, residual=0, building=True)
+    refuses.value = 1
+    try:
+        assert not attention(library, True, False, building=True).takes(attention_shapes(True, False))
+        assert library.standin_messages() == b"StreamoTableAttention: the head is too wide\n"
+        assert not product.takes([(5, 512), (512 * 48 // 4,), (1, 48)])
+        assert library.standin_messages() == b"StreamoMatMul: the block is too long\n"
+        assert product.workspace([(5, 512), (512 * 48 // 4,), (1, 48)]) == 0
+    finally:
+        refuses.value = 0
+    library.standin_messages()
+
+
+def test_a_gpu_without_kernels_ends_the_build(built: Path, tmp_path: Path) -> None:
+    other = declare(ctypes.CDLL(str(shutil.copy(built, tmp_path / "libother.so"))))  # which has opened no GPU yet
+    ctypes.c_int32.in_dll(other, "recorder_has_no_gpu").value = 1
+    assert not attention(other, True, False, building=True).takes(attention_shapes(True, False))
+    assert other.standin_messages() == b"The GPU: no kernels for compute capability 7.2\n"
+
+
 @pytest.mark.parametrize(("bits", "gated"), [(8, 0), (4, 1)])
 @pytest.mark.parametrize(("bias", "residual"), [(0, 0), (1, 0), (0, 1), (1, 1)])
 def test_a_product_reaches_the_kernels_with_its_weights_and_addends(
@@ -202,7 +255,10 @@ def test_a_product_reaches_the_kernels_with_its_weights_and_addends(
     shapes = [(rows, inputs), (inputs * outputs * bits // 32,), (2, outputs)]
     shapes += [(outputs,)] * bias + [(rows, width)] * residual
     assert node.outputs(shapes) == [((rows, width), FLOAT, -1)]
-    assert node.workspace(shapes) == rows * 200 + bias + 2 * residual
+    assert node.takes(shapes) and node.workspace(shapes) == rows * 200 + bias + 2 * residual
+    for place, sizes in enumerate(shapes):
+        wrong = [*shapes[:place], (*sizes[:-1], sizes[-1] + 2), *shapes[place + 1 :]]
+        assert not node.takes(wrong) and b"StreamoMatMul: input" in library.standin_messages()
     pointers = [0x1000 * (i + 1) for i in range(len(shapes))]
     assert node.reloaded().enqueue(shapes, pointers, [0x90000]) == 0
     weights = WeightsSource.in_dll(library, "recorded_weights")

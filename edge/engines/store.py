@@ -92,8 +92,7 @@ class EngineStore:
             if not self._component(name).tensorrt_file:
                 raise EngineError(
                     f"The bundle has no TensorRT graph of its {name}",
-                    hint="Export the checkpoint again with this version of streamo-edge; heads must be a multiple of "
-                    "16 wide",
+                    hint="Export the checkpoint again with this version of streamo-edge; heads must be 64 or 128 wide",
                 )
 
     def path(self, component: str) -> Path:

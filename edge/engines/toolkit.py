@@ -16,6 +16,7 @@ OLDEST = (10, 3)
 """The first whose plugins can update a cache in place; JetPack 6.2 has it."""
 NEWEST_MAJOR = 11
 MOST_MESSAGES = 6
+"""Kept for an error: the first, which name the cause, and as many of the last, which say what came of it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,10 @@ class Messages:
 
     def add(self, text: str) -> None:
         """Take note of an error."""
-        self._errors = [*self._errors[-MOST_MESSAGES + 1 :], " ".join(text.split())]
+        kept = [*self._errors, " ".join(text.split())]
+        self._errors = (
+            kept if len(kept) <= MOST_MESSAGES else [*kept[: MOST_MESSAGES // 2], *kept[-MOST_MESSAGES // 2 :]]
+        )
 
     def told(self) -> str:
         """All of them in one line, the oldest first, and forget them."""

@@ -55,6 +55,16 @@ T* capability(IPluginV3* plugin, PluginCapabilityType type) {
   return static_cast<T*>(plugin->getCapabilityInterface(type));
 }
 
+std::vector<DynamicPluginTensorDesc> at_most(int64_t const* shapes, int32_t inputs) {
+  std::vector<DynamicPluginTensorDesc> tensors(inputs);
+  for (int32_t i = 0; i < inputs; ++i) {
+    tensors[i].max.nbDims = static_cast<int32_t>(shapes[8 * i]);
+    std::memcpy(tensors[i].max.d, shapes + 8 * i + 1, 7 * sizeof(int64_t));
+    tensors[i].desc.dims.nbDims = -1;  // nothing but the profile's bounds is known yet
+  }
+  return tensors;
+}
+
 }  // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -139,16 +149,17 @@ EXPORT int32_t standin_supports(void* given, int32_t position, int32_t inputs, i
   return build->supportsFormatCombination(position, tensors.data(), inputs, outputs);
 }
 
+// A profile that allows shapes of at most `shapes`: 0 if the plugin takes it.
+EXPORT int32_t standin_configure(void* given, int64_t const* shapes, int32_t inputs) {
+  auto* const build = capability<IPluginV3OneBuildV2>(static_cast<IPluginV3*>(given), PluginCapabilityType::kBUILD);
+  std::vector<DynamicPluginTensorDesc> const in = at_most(shapes, inputs);
+  return build->configurePlugin(in.data(), inputs, nullptr, build->getNbOutputs());
+}
+
 // Workspace for shapes of at most `shapes`.
 EXPORT size_t standin_workspace(void* given, int64_t const* shapes, int32_t inputs) {
   auto* const build = capability<IPluginV3OneBuildV2>(static_cast<IPluginV3*>(given), PluginCapabilityType::kBUILD);
-  std::vector<DynamicPluginTensorDesc> tensors(inputs);
-  for (int32_t i = 0; i < inputs; ++i) {
-    tensors[i].max.nbDims = static_cast<int32_t>(shapes[8 * i]);
-    std::memcpy(tensors[i].max.d, shapes + 8 * i + 1, 7 * sizeof(int64_t));
-    tensors[i].desc.dims.nbDims = -1;  // nothing but the profile's bounds is known yet
-  }
-  return build->getWorkspaceSize(tensors.data(), inputs, nullptr, 0);
+  return build->getWorkspaceSize(at_most(shapes, inputs).data(), inputs, nullptr, 0);
 }
 
 EXPORT int32_t standin_enqueue(void* given, int64_t const* shapes, int32_t inputs, void const* const* in,

@@ -12,9 +12,15 @@ int32_t recorded_most_spans = 0;
 size_t recorded_workspace = 0;
 int32_t recorded_opens = 0;
 int32_t recorder_refuses = 0;
+int32_t recorder_has_no_gpu = 0;
 }
 static std::string folder;
 static char const* sentence = "";
+
+static streamo_status answer(char const* refusal) {
+  sentence = recorder_refuses ? refusal : "";
+  return recorder_refuses ? STREAMO_UNSUPPORTED : STREAMO_OK;
+}
 
 extern "C" char const* recorded_folder() { return folder.c_str(); }
 
@@ -23,6 +29,8 @@ const char* streamo_last_error(void) { return sentence; }
 streamo_status streamo_gpu_open(const char* cubins, int32_t, streamo_gpu** gpu) {
   folder = cubins;
   ++recorded_opens;
+  if (recorder_has_no_gpu) sentence = "no kernels for compute capability 7.2";
+  if (recorder_has_no_gpu) return STREAMO_NO_KERNEL;
   static int place;
   *gpu = reinterpret_cast<streamo_gpu*>(&place);
   return STREAMO_OK;
@@ -33,7 +41,7 @@ streamo_status streamo_gpu_attention_workspace(streamo_gpu*, const streamo_atten
 }
 streamo_status streamo_gpu_attention_most_workspace(streamo_gpu*, const streamo_attention* a, size_t* bytes) {
   *bytes = static_cast<size_t>(a->new_tokens) * 2000 + a->capacity;
-  return STREAMO_OK;
+  return answer("the head is too wide");
 }
 streamo_status streamo_gpu_attention_run(streamo_gpu*, const streamo_attention* a, const void* table, int32_t most_spans,
                                          void*, size_t workspace_bytes, void*) {
@@ -41,8 +49,7 @@ streamo_status streamo_gpu_attention_run(streamo_gpu*, const streamo_attention* 
   recorded_table = table;
   recorded_most_spans = most_spans;
   recorded_workspace = workspace_bytes;
-  sentence = recorder_refuses ? "the head is too wide" : "";
-  return recorder_refuses ? STREAMO_UNSUPPORTED : STREAMO_OK;
+  return answer("the head is too wide");
 }
 streamo_status streamo_gpu_matmul_workspace(streamo_gpu*, const streamo_weights_source*, const streamo_matmul* m,
                                             int32_t, size_t* bytes) {
@@ -52,7 +59,7 @@ streamo_status streamo_gpu_matmul_workspace(streamo_gpu*, const streamo_weights_
 streamo_status streamo_gpu_matmul_most_workspace(streamo_gpu*, const streamo_weights_source*, const streamo_matmul* m,
                                                  int32_t, size_t* bytes) {
   *bytes = static_cast<size_t>(m->rows) * 200 + (m->bias != nullptr) + 2 * (m->residual != nullptr);
-  return STREAMO_OK;
+  return answer("the block is too long");
 }
 streamo_status streamo_gpu_matmul_run(streamo_gpu*, const streamo_weights_source* w, const streamo_matmul* m, int32_t,
                                       void*, size_t workspace_bytes, void*) {

@@ -14,8 +14,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -54,7 +56,10 @@ streamo_gpu* gpu() noexcept {
     folder = given;
   } else {  // beside the library that launches them
     Dl_info info{};
-    if (!dladdr(reinterpret_cast<void const*>(&streamo_gpu_open), &info) || !info.dli_fname) return nullptr;
+    if (!dladdr(reinterpret_cast<void const*>(&streamo_gpu_open), &info) || !info.dli_fname) {
+      fail("The GPU: it is not known where the kernels' library lies; STREAMO_EDGE_CUBINS can name their folder");
+      return nullptr;
+    }
     folder = info.dli_fname;
     folder.erase(folder.find_last_of('/') + 1);
     folder += "cubins";
@@ -64,17 +69,42 @@ streamo_gpu* gpu() noexcept {
   return opened;
 }
 
-// What one of streamo_gpu.h's functions that count a workspace answers; 0 without a GPU.
+// What one of streamo_gpu.h's functions that count a workspace answers. None without a GPU, or where it refuses:
+// TensorRT's log has the sentence.
 template <typename Count, typename... Arguments>
-size_t workspace_bytes(char const* what, Count count, Arguments... arguments) noexcept {
+std::optional<size_t> workspace_bytes(char const* what, Count count, Arguments... arguments) noexcept {
   size_t bytes = 0;
   streamo_gpu* const device = gpu();
-  if (device) accept(count(device, arguments..., &bytes), what);
+  if (!device || accept(count(device, arguments..., &bytes), what) != kOk) return std::nullopt;
   return bytes;
 }
 
 int32_t size(PluginTensorDesc const& tensor, int32_t axis) { return static_cast<int32_t>(tensor.dims.d[axis]); }
 int32_t most(DynamicPluginTensorDesc const& tensor, int32_t axis) { return static_cast<int32_t>(tensor.max.d[axis]); }
+
+std::string text_of(int64_t const* sizes, size_t count) {
+  std::string text;
+  for (size_t i = 0; i < count; ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
+  return "(" + text + ")";
+}
+
+// Whether the largest sizes of an input that the profile allows are these. -1 stands for any from 1 on, also for what
+// follows the tokens, the cache and its runs: TensorRT need not know that they go together.
+bool has_sizes(char const* what, DynamicPluginTensorDesc const* inputs, int32_t index,
+               std::initializer_list<int64_t> expected) {
+  Dims const& found = inputs[index].max;
+  size_t const rank = found.nbDims < 0 ? 0 : static_cast<size_t>(found.nbDims);
+  bool same = rank == expected.size();
+  for (size_t i = 0; same && i < rank; ++i) {
+    int64_t const wanted = expected.begin()[i];
+    same = wanted < 0 ? found.d[i] >= 1 : found.d[i] == wanted;
+  }
+  if (!same) {
+    fail(std::string(what) + ": input " + std::to_string(index) + " is at most " + text_of(found.d, rank) +
+         ", expected " + text_of(expected.begin(), expected.size()) + ", -1 for any");
+  }
+  return same;
+}
 
 template <typename T>
 T const* as(void const* pointer) {
@@ -163,9 +193,15 @@ class Plugin : public IPluginV3, public IPluginV3OneCore, public IPluginV3OneBui
   AsciiChar const* getPluginVersion() const noexcept override { return kVersion; }
   AsciiChar const* getPluginNamespace() const noexcept override { return kNamespace; }
 
-  int32_t configurePlugin(DynamicPluginTensorDesc const*, int32_t inputs, DynamicPluginTensorDesc const*,
+  // Ends the build where the kernels refuse a profile: `getWorkspaceSize` could not, and 0 bytes would be too few.
+  int32_t configurePlugin(DynamicPluginTensorDesc const* given, int32_t inputs, DynamicPluginTensorDesc const*,
                           int32_t outputs) noexcept override {
-    return inputs == input_count() && outputs == getNbOutputs() ? kOk : fail(wrong_count(inputs));
+    if (inputs != input_count() || outputs != getNbOutputs()) return fail(wrong_count(inputs));
+    return takes(given) && most_workspace(given) ? kOk : kFailed;
+  }
+  size_t getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t, DynamicPluginTensorDesc const*,
+                          int32_t) const noexcept override {
+    return most_workspace(inputs).value_or(0);
   }
   bool supportsFormatCombination(int32_t position, DynamicPluginTensorDesc const* tensors, int32_t inputs,
                                  int32_t) noexcept override {
@@ -190,6 +226,10 @@ class Plugin : public IPluginV3, public IPluginV3OneCore, public IPluginV3OneBui
 
  protected:
   virtual int32_t input_count() const noexcept = 0;
+  // Whether inputs of these sizes belong to an operator with these attributes.
+  virtual bool takes(DynamicPluginTensorDesc const* inputs) const noexcept = 0;
+  // Bytes that are enough for whatever the profile allows; none where the kernels refuse it.
+  virtual std::optional<size_t> most_workspace(DynamicPluginTensorDesc const* inputs) const noexcept = 0;
   virtual bool words(int32_t position, int32_t inputs) const noexcept = 0;
   virtual int32_t run(PluginTensorDesc const* input_types, PluginTensorDesc const* output_types,
                       void const* const* inputs, void* const* outputs, void* workspace, void* stream) noexcept = 0;
@@ -225,15 +265,28 @@ class TableAttention final : public Plugin {
     for (int32_t i = 1; i < count; ++i) outputs[i] = inputs[cache_input(i)];
     return kOk;
   }
-  size_t getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t, DynamicPluginTensorDesc const*,
-                          int32_t) const noexcept override {
+
+ protected:
+  int32_t input_count() const noexcept override { return kScales + (int8() ? 2 : 0) + (offset() ? 3 : 0); }
+  bool takes(DynamicPluginTensorDesc const* in) const noexcept override {
+    if (!has_sizes(kName, in, kRopeCos, {-1, -1})) return false;
+    int64_t const half = in[kRopeCos].max.d[1], width = 2 * half, row = int8() ? width / 4 : width;
+    int64_t const kv_heads = attributes_["num_kv_heads"], qkv = (attributes_["num_heads"] + 2 * kv_heads) * width;
+    bool fits = has_sizes(kName, in, kQkv, {-1, qkv}) && has_sizes(kName, in, kBias, {qkv}) &&
+                has_sizes(kName, in, kRopeSin, {-1, half}) && has_sizes(kName, in, kKeys, {1, kv_heads, -1, row}) &&
+                has_sizes(kName, in, kValues, {1, kv_heads, -1, row}) && has_sizes(kName, in, kTable, {-1}) &&
+                has_sizes(kName, in, kRunCos, {-1, half}) && has_sizes(kName, in, kRunSin, {-1, half});
+    for (int32_t i = kScales; fits && int8() && i < kScales + 2; ++i) fits = has_sizes(kName, in, i, {1, kv_heads, -1});
+    int32_t const first = input_count() - 3;
+    return fits && (!offset() || (has_sizes(kName, in, first, {kv_heads, width}) &&
+                                  has_sizes(kName, in, first + 1, {-1, half}) &&
+                                  has_sizes(kName, in, first + 2, {-1, half})));
+  }
+  std::optional<size_t> most_workspace(DynamicPluginTensorDesc const* inputs) const noexcept override {
     streamo_attention const step = sizes(most(inputs[kQkv], 0), most(inputs[kKeys], 2), most(inputs[kRopeCos], 1),
                                          most(inputs[kRunCos], 0));
     return workspace_bytes(kName, streamo_gpu_attention_most_workspace, &step);
   }
-
- protected:
-  int32_t input_count() const noexcept override { return kScales + (int8() ? 2 : 0) + (offset() ? 3 : 0); }
   bool words(int32_t position, int32_t inputs) const noexcept override {
     if (position == kTable) return true;
     return int8() && (position == kKeys || position == kValues || position == inputs + 1 || position == inputs + 2);
@@ -266,8 +319,9 @@ class TableAttention final : public Plugin {
     }
     streamo_gpu* const device = gpu();
     if (!device) return kFailed;
-    size_t const bytes = workspace_bytes(kName, streamo_gpu_attention_workspace, &step);
-    return accept(streamo_gpu_attention_run(device, &step, inputs[kTable], attributes_["most_spans"], workspace, bytes,
+    std::optional<size_t> const bytes = workspace_bytes(kName, streamo_gpu_attention_workspace, &step);
+    if (!bytes) return kFailed;
+    return accept(streamo_gpu_attention_run(device, &step, inputs[kTable], attributes_["most_spans"], workspace, *bytes,
                                             stream),
                   kName);
   }
@@ -312,8 +366,20 @@ class MatMul final : public Plugin {
     outputs[0].d[1] = builder.operation(DimensionOperation::kFLOOR_DIV, *inputs[kScales].d[1], *halves);
     return kOk;
   }
-  size_t getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t, DynamicPluginTensorDesc const*,
-                          int32_t) const noexcept override {
+
+ protected:
+  int32_t input_count() const noexcept override { return kRest + attributes_["bias"] + attributes_["residual"]; }
+  bool takes(DynamicPluginTensorDesc const* in) const noexcept override {
+    if (!has_sizes(kName, in, kValues, {-1, -1}) || !has_sizes(kName, in, kScales, {-1, -1})) return false;
+    int64_t const width = in[kValues].max.d[1], columns = in[kScales].max.d[1], bits = attributes_["bits"];
+    int64_t const block = attributes_["block_size"] > 0 ? attributes_["block_size"] : 1;  // 0 is refused with the sizes
+    return has_sizes(kName, in, kScales, {(width + block - 1) / block, columns}) &&
+           has_sizes(kName, in, kCodes, {width * columns * bits / 32}) &&
+           (!attributes_["bias"] || has_sizes(kName, in, kRest, {columns})) &&
+           (!attributes_["residual"] ||
+            has_sizes(kName, in, kRest + attributes_["bias"], {-1, columns / (1 + attributes_["gated"])}));
+  }
+  std::optional<size_t> most_workspace(DynamicPluginTensorDesc const* inputs) const noexcept override {
     int32_t const width = most(inputs[kValues], 1), columns = most(inputs[kScales], 1);
     streamo_weights_source const source = weights(width, columns);
     streamo_matmul arguments = product(most(inputs[kValues], 0), width, columns);
@@ -322,9 +388,6 @@ class MatMul final : public Plugin {
     if (attributes_["residual"]) arguments.residual = &somewhere;
     return workspace_bytes(kName, streamo_gpu_matmul_most_workspace, &source, &arguments, kActivations);
   }
-
- protected:
-  int32_t input_count() const noexcept override { return kRest + attributes_["bias"] + attributes_["residual"]; }
   bool words(int32_t position, int32_t) const noexcept override { return position == kCodes; }
   int32_t run(PluginTensorDesc const* types, PluginTensorDesc const*, void const* const* inputs, void* const* outputs,
               void* workspace, void* stream) noexcept override {
@@ -339,8 +402,10 @@ class MatMul final : public Plugin {
     arguments.output = static_cast<float*>(outputs[0]);
     streamo_gpu* const device = gpu();
     if (!device) return kFailed;
-    size_t const bytes = workspace_bytes(kName, streamo_gpu_matmul_workspace, &source, &arguments, kActivations);
-    return accept(streamo_gpu_matmul_run(device, &source, &arguments, kActivations, workspace, bytes, stream), kName);
+    std::optional<size_t> const bytes =
+        workspace_bytes(kName, streamo_gpu_matmul_workspace, &source, &arguments, kActivations);
+    if (!bytes) return kFailed;
+    return accept(streamo_gpu_matmul_run(device, &source, &arguments, kActivations, workspace, *bytes, stream), kName);
   }
 
  private:
