@@ -49,7 +49,7 @@ def install_tensorrt(version: str, folder: Path, monkeypatch: pytest.MonkeyPatch
     library = folder / "libstreamo_tensorrt.so"
     library.write_bytes(f"plugin for {major}.{minor}".encode())
     monkeypatch.setenv(plugin.PLUGIN_VARIABLE, str(library))
-    monkeypatch.setattr(plugin, "_version_of", lambda path: 10000 * major + 100 * minor)
+    monkeypatch.setattr(plugin, "_made_for", lambda path: (10000 * major + 100 * minor, ""))
     return world
 
 

@@ -62,7 +62,7 @@ class World:
       refused: operators that the parser does not take.
       build_error: message of a build that fails. corrupt_timing_cache: the cache is of another device.
       fail_execution: message with which executions fail.
-      activation_bytes: of each profile.
+      activation_bytes: of each profile. mark: what engines that are built now are told by.
     """
 
     def __init__(self, version: str) -> None:
@@ -75,6 +75,7 @@ class World:
         self.fail_execution = ""
         self.activation_bytes = 1 << 20
         self.built_version = version
+        self.mark = ""
         self.loaded_libraries: list[str] = []
         self.interrupt_at_step = -1
         self.executions: list[tuple[str, int, dict[str, tuple[int, ...]]]] = []
@@ -315,6 +316,7 @@ def _add_builder(module: types.ModuleType, world: World) -> None:
             plan = {
                 "version": world.built_version,
                 "sm": world.sm,
+                "mark": world.mark,
                 "graph": network._path,
                 "profiles": [profile._shapes for profile in config._profiles],
                 "aliased": trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03 in config._features,
@@ -428,6 +430,7 @@ def _add_runtime(module: types.ModuleType, world: World) -> None:
 
         def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
             plan = json.loads(bytes(memoryview(serialized_engine)))
+            world.calls.append(("deserialize_cuda_engine", (bytes(memoryview(serialized_engine)),)))
             if (plan["version"], plan["sm"]) != (world.version, world.sm):
                 self._logger.log(trt.ILogger.Severity.ERROR, "Version tag does not match")
                 return None

@@ -5,7 +5,10 @@ The CPU backend is the reference: another implementation of the same bundle.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from edge.backends.base import CacheView
 from edge.backends.ort import OrtBackend
 from edge.backends.tensorrt import TensorRTBackend
 from edge.decoder import Decoder, FrameTokens
+from edge.engines.plugin import PLUGIN_VARIABLE
 from edge.engines.profiles import MOST_CACHED_TOKENS
 from edge.errors import BackendError, DeviceLostError, EngineError, MemoryBudgetError
 from edge.kv_cache import CacheMark
@@ -124,6 +128,82 @@ def test_the_backend_is_chosen_by_name_and_its_window_slides(
     assert backend.placement["decoder"] == "Orin (SM 8.7), TensorRT 10.3.0"
     assert backend.identity["tensorrt"] == "10.3.0" and backend.identity["sm"] == "87"
     assert (bundle.with_name("bundle.engines") / "decoder.sm87.trt10.3.0.engine").is_file()
+
+
+def change_plugin(device: Device) -> str:
+    Path(os.environ[PLUGIN_VARIABLE]).write_bytes(b"another build of it")
+    return "with a plugin with hash"
+
+
+def change_native_library(device: Device) -> str:
+    library = device.folder / "libstreamo_kernels.so"
+    library.write_bytes(b"another version of it")
+    device.monkeypatch.setattr("edge.kernels_abi.library_path", lambda: library)
+    return "with a plugin with hash"
+
+
+def change_tensorrt(device: Device) -> str:
+    device.install("10.13.2.6")
+    return "There is none yet"  # under its own name
+
+
+def change_patch_of_tensorrt(device: Device) -> str:
+    for path in (device.folder / "engines").iterdir():  # as if the name did not have it
+        path.rename(path.with_name(path.name.replace("10.3.0", "10.3.1")))
+    device.install("10.3.1")
+    return "with TensorRT 10.3.0, expected with TensorRT 10.3.1"
+
+
+def change_sm(device: Device) -> str:
+    device.gpu.sm = device.world.sm = 89
+    return "There is none yet"
+
+
+def change_gpu(device: Device) -> str:
+    device.gpu.name = "Orin Nano"
+    return "on Orin, expected on Orin Nano"
+
+
+def change_bundle(device: Device) -> str:
+    manifest = device.bundle.manifest
+    files = dict(manifest.files)
+    for name in (contract.TENSORRT_VISION_FILE, contract.TENSORRT_DECODER_FILE):
+        files[name] = replace(files[name], sha256="1" * 64)
+    device.bundle = replace(device.bundle, manifest=replace(manifest, files=files))
+    return "from files with hash"
+
+
+def damage(device: Device) -> str:
+    for path in (device.folder / "engines").glob("*.engine"):
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(content)
+    return "is damaged: expected sha256"
+
+
+CHANGES = [
+    change_plugin, change_native_library, change_tensorrt, change_patch_of_tensorrt, change_sm, change_gpu,
+    change_bundle, damage,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_engines_of_something_else_are_built_again_at_the_start_and_never_given_to_tensorrt(
+    device: Device, change: Callable[[Device], str]
+) -> None:
+    loaded(device)
+    reason = change(device)
+    device.world.calls.clear()
+    device.world.mark = reason
+    heard = Heard()
+    TensorRTBackend(device.bundle, listener=heard.listener, engines=device.folder / "engines")
+    assert len(heard.sentences) == 2 and all(reason in sentence for sentence in heard.sentences)
+    assert len(device.world.calls.named("build_serialized_network")) == 2
+    given = device.world.calls.named("deserialize_cuda_engine")
+    assert [json.loads(plan)["mark"] for (plan,) in given] == [reason, reason]
+    device.world.calls.clear()
+    loaded(device)
+    assert not device.world.calls.named("build_serialized_network")
 
 
 def test_an_engine_that_tensorrt_refuses_after_all_is_one_error(device: Device) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ import numpy as np
 import pytest
 from kernel_cases import needs_kernels
 
-from edge import contract
-from edge.engines import plugin_build
+from edge import contract, kernels_abi
+from edge.engines import plugin, plugin_build
 from edge.engines.plugin import built_path, find_plugin
 from edge.engines.plugin_build import build_plugin, plan_build
 from edge.engines.toolkit import TensorRT
@@ -344,7 +346,7 @@ def options(folder: Path) -> tuple[str, str]:
     return str(folder / "tensorrt"), str(folder / "cuda")
 
 
-def test_one_command_compiles_it_to_where_it_is_looked_for(headers: Path) -> None:
+def test_one_command_compiles_it_to_where_it_is_looked_for(headers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not has_gpu_products():
         pytest.skip("the native library was built without the GPU kernels' launcher")
     plan = plan_build(*options(headers))
@@ -356,6 +358,40 @@ def test_one_command_compiles_it_to_where_it_is_looked_for(headers: Path) -> Non
     assert found.path == path and len(found.sha256) == 64
     with pytest.raises(EngineError, match=r"not built for TensorRT 10\.13\.2"):
         find_plugin(TensorRT(None, (10, 13, 2)))
+
+    monkeypatch.setattr(plugin, "sources_digest", lambda folder: "0123456789abcdef")
+    with pytest.raises(
+        EngineError, match=r"another version of streamo-edge: from sources \w{16}, expected 0123"
+    ) as told:
+        find_plugin(TensorRT(None, (10, 3, 0)))
+    assert told.value.hint == "Run `streamo-edge build-plugin`"
+
+
+def test_the_plugin_calls_the_native_library_in_use_and_not_the_one_it_was_linked_with(
+    headers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_gpu_products():
+        pytest.skip("the native library was built without the GPU kernels' launcher")
+    older = headers / "older" / kernels_abi.LIBRARY_FILE
+    older.parent.mkdir()
+    shutil.copy(kernels_abi.library_path(), older)
+    build_plugin(replace(plan_build(*options(headers)), kernels=older))
+    script = """
+from edge.engines.plugin import find_plugin
+from edge.engines.toolkit import TensorRT
+find_plugin(TensorRT(None, (10, 3, 0)))
+print({line.split()[-1] for line in open("/proc/self/maps") if "libstreamo_" in line})
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert str(built_path("10.3.0")) in done.stdout and str(kernels_abi.library_path()) in done.stdout
+    assert str(older) not in done.stdout
+
+
+@needs_kernels
+def test_headers_in_the_systems_own_folder_are_not_named_again(headers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin_build, "STANDARD_FOLDER", headers / "cuda" / "include")
+    command = plan_build(*options(headers)).command(headers / "plugin.so")
+    assert [word for word in command if word.startswith("-isystem")] == [f"-isystem{headers / 'tensorrt' / 'include'}"]
 
 
 @needs_kernels

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     gpu, store = open_store(bundle, folder=folder, options=options, ignore_memory=args.ignore_memory)
     with gpu, console.progress() as progress:
         listener = Listener(console.say, progress)
-        stored = [store.ensure(component, listener, force=args.force) for component in COMPONENTS]
+        stored = [store.ensure(component, listener, force=args.force, whole=True) for component in COMPONENTS]
     document = describe(store, stored)
     _print(document, console.report_stream(args.json))
     if args.json:

@@ -22,9 +22,11 @@ from edge.backends.place import DevicePlace
 from edge.backends.tensorrt_engine import Engine
 from edge.bundle import Bundle
 from edge.device_frames import FrameOnDevice
+from edge.engines.engine_file import DamagedEngineError
 from edge.engines.profiles import MOST_CACHED_TOKENS, MOST_RUNS
-from edge.engines.store import COMPONENTS, Listener
+from edge.engines.store import COMPONENTS, EngineStore, Listener
 from edge.errors import BackendError, MemoryBudgetError
+from edge.gpu import Gpu
 from edge.gpu_arrays import DeviceArray
 from edge.memory import bytes_text
 from edge.preprocess import PreprocessConfig
@@ -33,6 +35,15 @@ from edge.preprocess import PreprocessConfig
 def say(text: str) -> None:
     """A line on stderr: a build takes minutes, and silence would look like a hang."""
     print(text, file=sys.stderr, flush=True)
+
+
+def _load(store: EngineStore, component: str, gpu: Gpu, stream: int, told: Listener) -> Engine:
+    """A component's engine; built again if it is found damaged, which only reading all of it shows."""
+    try:
+        return Engine(store, component, gpu, stream)
+    except DamagedEngineError:
+        store.ensure(component, told, whole=True)
+        return Engine(store, component, gpu, stream)
 
 
 class TensorRTBackend:
@@ -58,10 +69,11 @@ class TensorRTBackend:
 
         manifest = self._manifest = bundle.manifest
         self._gpu, store = open_store(bundle, folder=engines)
+        told = listener or Listener(say=say)
         for component in COMPONENTS:
-            store.ensure(component, listener or Listener(say=say))
+            store.ensure(component, told)
         stream = self._gpu.make("stream")
-        vision, decoder = (Engine(store, component, self._gpu, stream) for component in COMPONENTS)
+        vision, decoder = (_load(store, component, self._gpu, stream, told) for component in COMPONENTS)
         self._frame = vision.execution(0)
         self._steps = [decoder.execution(0), decoder.execution(1)]  # one token, many
         self._has_slot_tables = contract.SLOT_COS in decoder.inputs

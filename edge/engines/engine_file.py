@@ -33,6 +33,10 @@ LABELS = {
 }
 
 
+class DamagedEngineError(EngineError):
+    """An engine's file is not what was written; building it again helps."""
+
+
 @dataclass(frozen=True)
 class EngineKey:
     """What an engine depends on. Another value anywhere, and it has to be built again.
@@ -98,9 +102,16 @@ def write_engine(path: Path, key: EngineKey, plan: Any) -> int:
     return size
 
 
-def unusable(path: Path, key: EngineKey) -> str | None:
-    """Why the engine at `path` cannot be used for `key`, without reading all of it; None if it seems that it can."""
+def unusable(path: Path, key: EngineKey, *, whole: bool = False) -> str | None:
+    """Why the engine at `path` cannot be used for `key`; None if it can, or without `whole` seems to.
+
+    Args:
+      whole: read all of it, which may be gigabytes.
+    """
     try:
+        if whole:
+            with opened_engine(path, key):
+                return None
         _read_header(path, key)
     except EngineError as error:
         return error.message
@@ -112,7 +123,7 @@ def opened_engine(path: Path, key: EngineKey) -> Iterator[memoryview]:
     """TensorRT's bytes, once everything about the file has been checked.
 
     Raises:
-      EngineError: it is missing, damaged, or built for something else.
+      EngineError: it is missing or built for something else. DamagedEngineError: it is damaged.
     """
     header, start = _read_header(path, key)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -152,8 +163,10 @@ def _read_header(path: Path, key: EngineKey) -> tuple[dict[str, Any], int]:
     return header, prefix + length
 
 
-def _damaged(path: Path, expected: str) -> EngineError:
-    return EngineError(f"Engine `{path.name}` is damaged: expected {expected}", hint="Run `streamo-edge build BUNDLE`")
+def _damaged(path: Path, expected: str) -> DamagedEngineError:
+    return DamagedEngineError(
+        f"Engine `{path.name}` is damaged: expected {expected}", hint="Run `streamo-edge build BUNDLE`"
+    )
 
 
 @contextmanager

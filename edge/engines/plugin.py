@@ -1,4 +1,4 @@
-"""The plugin library: where it is, whether it fits the TensorRT that is here, and loading it.
+"""The plugin library: where it is, whether it fits what is here, and loading it.
 
 Owns the search, in this order: the file that STREAMO_TENSORRT_PLUGIN names; one in this package; one in the user's
 cache folder, where `streamo-edge build-plugin` puts it. How it is compiled is `plugin_build`'s.
@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge import contract
+from edge import contract, kernels_abi
 from edge.engines.toolkit import TensorRT
 from edge.errors import EngineError
 from edge.user_cache import own_cache_folder
@@ -23,7 +23,9 @@ from edge.user_cache import own_cache_folder
 PLUGIN_VARIABLE = "STREAMO_TENSORRT_PLUGIN"
 PLUGIN_FILE = "libstreamo_tensorrt.so"
 BUILD_HINT = "Run `streamo-edge build-plugin`"
-VERSION_FUNCTION = "streamo_tensorrt_version"
+VERSION_FUNCTION, SOURCES_FUNCTION = "streamo_tensorrt_version", "streamo_tensorrt_sources"
+SOURCES = ("adapters/tensorrt/plugin.cpp", "include/streamo_gpu.h", "include/streamo_kernels.h")
+"""What the plugin is compiled from, besides TensorRT's and CUDA's headers."""
 
 _loaded: dict[str, object] = {}
 """Handles of plugin libraries by path: TensorRT's registry takes each once in a process."""
@@ -34,7 +36,8 @@ class Plugin:
     """A plugin library.
 
     Attributes:
-      sha256: of the file; part of what an engine depends on.
+      sha256: of the file and of the native library that it calls, which says how much scratch memory an engine
+        reserves; part of what an engine depends on.
     """
 
     path: Path
@@ -50,7 +53,7 @@ def find_plugin(toolkit: TensorRT) -> Plugin:
     """The plugin library for this TensorRT.
 
     Raises:
-      EngineError: it was not built, cannot be read, or was built for another version.
+      EngineError: it was not built, cannot be read, or was built for another TensorRT or from other sources.
     """
     given = os.environ.get(PLUGIN_VARIABLE)
     packaged, own = Path(__file__).parent.with_name(PLUGIN_FILE), built_path(toolkit.text)
@@ -62,17 +65,29 @@ def find_plugin(toolkit: TensorRT) -> Plugin:
             hint=f"Set {PLUGIN_VARIABLE} to the library, or unset it" if given else BUILD_HINT,
         )
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() + _native_library()
     except OSError as error:
         raise EngineError(f"The TensorRT plugin `{path}` cannot be read: {error.strerror}", hint=BUILD_HINT) from None
-    _check_version(path, toolkit)
+    _check_made_for(path, toolkit)
     return Plugin(path, hashlib.sha256(content).hexdigest())
 
 
-def _check_version(path: Path, toolkit: TensorRT) -> None:
-    """Its interface is that of the headers it was compiled with."""
+def sources_folder() -> Path | None:
+    """What holds the plugin's sources, in a checkout or where the install put them; None where there are none."""
+    package = Path(__file__).resolve().parent.parent
+    places = (package / "plugin_sources", package.with_name("kernels"))
+    return next((place for place in places if all((place / name).is_file() for name in SOURCES)), None)
+
+
+def sources_digest(folder: Path) -> str:
+    """What stands for the sources in `folder`: a plugin compiled from others has another interface."""
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in SOURCES)).hexdigest()[:16]
+
+
+def _check_made_for(path: Path, toolkit: TensorRT) -> None:
+    """Its interfaces are those of the headers it was compiled with: TensorRT's, and the native library's."""
     try:
-        number = _version_of(path)
+        number, sources = _made_for(path)
     except (OSError, AttributeError) as error:
         raise EngineError(f"The TensorRT plugin `{path}` cannot be loaded: {error}", hint=BUILD_HINT) from None
     built = (number // 10000, number // 100 % 100)
@@ -81,11 +96,28 @@ def _check_version(path: Path, toolkit: TensorRT) -> None:
             f"The TensorRT plugin `{path}` was built for TensorRT {built[0]}.{built[1]}, expected {toolkit.text}",
             hint=BUILD_HINT,
         )
+    folder = sources_folder()
+    own = sources_digest(folder) if folder else ""
+    if own and sources and sources != own:
+        raise EngineError(
+            f"The TensorRT plugin `{path}` was built with another version of streamo-edge: from sources {sources}, "
+            f"expected {own}",
+            hint=BUILD_HINT,
+        )
 
 
-def _version_of(path: Path) -> int:
-    """10 000 * major + 100 * minor + patch of the TensorRT that a plugin library was compiled for."""
-    return int(getattr(ctypes.CDLL(str(path)), VERSION_FUNCTION)())
+def _made_for(path: Path) -> tuple[int, str]:
+    """10 000 * major + 100 * minor + patch of the TensorRT that a plugin library was compiled for, and from what."""
+    kernels_abi.load_library()  # first, so that the plugin calls this one and not the one it was linked with
+    library = ctypes.CDLL(str(path))
+    sources = getattr(library, SOURCES_FUNCTION)
+    sources.restype = ctypes.c_char_p
+    return int(getattr(library, VERSION_FUNCTION)()), sources().decode()
+
+
+def _native_library() -> bytes:
+    path = kernels_abi.library_path()
+    return path.read_bytes() if path.is_file() else b""
 
 
 def load_plugin(toolkit: TensorRT, plugin: Plugin) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.engines.plugin import PLUGIN_FILE, built_path
+from edge.engines.plugin import PLUGIN_FILE, SOURCES, built_path, sources_digest, sources_folder
 from edge.errors import EngineError
 from edge.kernels_abi import library_path
 
@@ -27,7 +27,8 @@ TENSORRT_FOLDERS = (
 )
 CUDA_FOLDERS = ("/usr/local/cuda/include", "/usr/local/cuda/targets/aarch64-linux/include", "/usr/include")
 COMPILERS = ("c++", "g++", "clang++")
-SOURCE = Path("adapters", "tensorrt", "plugin.cpp")
+STANDARD_FOLDER = Path("/usr/include")
+"""Searched anyway; named once more it would come before the compiler's own headers, which need it behind them."""
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra")
 _ERROR_LINES = 6
 
@@ -51,9 +52,11 @@ class PluginBuild:
 
     def command(self, output: Path) -> list[str]:
         """The compiler's command line. The plugin finds the native library where it is now."""
-        includes = [f"-I{self.sources / 'include'}", f"-isystem{self.tensorrt}", f"-isystem{self.cuda}"]
+        foreign = [folder for folder in (self.tensorrt, self.cuda) if folder.resolve() != STANDARD_FOLDER]
+        includes = [f"-I{self.sources / 'include'}", *(f"-isystem{folder}" for folder in foreign)]
+        own = f'-DSTREAMO_PLUGIN_SOURCES="{sources_digest(self.sources)}"'
         link = [str(self.kernels), f"-Wl,-rpath,{self.kernels.parent}", "-Wl,--no-undefined", "-ldl"]
-        return [self.compiler, *FLAGS, *includes, str(self.sources / SOURCE), "-o", str(output), *link]
+        return [self.compiler, *FLAGS, own, *includes, str(self.sources / SOURCES[0]), "-o", str(output), *link]
 
 
 def plan_build(tensorrt: str | None = None, cuda: str | None = None) -> PluginBuild:
@@ -124,12 +127,12 @@ def _missing(header: str, what: str, given: str | None, package: str, option: st
 
 
 def _sources() -> Path:
-    """In a checkout, or where the install put them."""
-    package = Path(__file__).resolve().parent.parent
-    for place in (package / "plugin_sources", package.with_name("kernels")):
-        if (place / SOURCE).is_file():
-            return place
-    raise EngineError(f"The plugin's source `{SOURCE.name}` is missing", hint="Install streamo-edge again")
+    folder = sources_folder()
+    if folder is None:
+        raise EngineError(
+            f"The plugin's source `{Path(SOURCES[0]).name}` is missing", hint="Install streamo-edge again"
+        )
+    return folder
 
 
 def _version_of(headers: Path) -> str:

@@ -121,21 +121,23 @@ class EngineStore:
         manifest = self.bundle.manifest
         return vision_profiles(manifest) if component == "vision" else decoder_profiles(manifest, self.table_words)
 
-    def ensure(self, component: str, listener: Listener | None = None, *, force: bool = False) -> StoredEngine:
+    def ensure(
+        self, component: str, listener: Listener | None = None, *, force: bool = False, whole: bool = False
+    ) -> StoredEngine:
         """The engine of a component, built if it is not there or does not fit.
 
         Args:
-          force: build it even if it fits.
+          force: build it even if it fits. whole: read all of one that is there before it is said to fit.
 
         Raises:
           EngineError: TensorRT cannot build it. MemoryBudgetError, OutputError: no room for it.
         """
         told, path, key = listener or Listener(), self.path(component), self.key(component)
-        if not force and unusable(path, key) is None:
+        if not force and unusable(path, key, whole=whole) is None:
             return StoredEngine(component, path, path.stat().st_size, 0.0, found=True)
         started = time.monotonic()
         with only_builder(path, lambda: told.say(f"Another process builds the {component} engine: waiting for it")):
-            reason = "--force" if force else unusable(path, key)
+            reason = "--force" if force else unusable(path, key, whole=whole)
             if reason is None:  # somebody else has built it meanwhile
                 return StoredEngine(component, path, path.stat().st_size, time.monotonic() - started, found=True)
             reason = "There is none yet" if not path.exists() else reason

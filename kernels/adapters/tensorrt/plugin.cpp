@@ -466,6 +466,12 @@ STREAMO_EXPORT IPluginCreatorInterface* const* getCreators(int32_t& count) {
 
 STREAMO_EXPORT void setLoggerFinder(ILoggerFinder* finder) { logger_finder = finder; }
 
+// What this library was compiled from, as `edge/engines/plugin.py` counts it; "" where nobody said.
+#ifndef STREAMO_PLUGIN_SOURCES
+#define STREAMO_PLUGIN_SOURCES ""
+#endif
+STREAMO_EXPORT char const* streamo_tensorrt_sources() { return STREAMO_PLUGIN_SOURCES; }
+
 // The TensorRT that this library was compiled for: 10 000 * major + 100 * minor + patch.
 STREAMO_EXPORT int32_t streamo_tensorrt_version() {
   return 10000 * NV_TENSORRT_MAJOR + 100 * NV_TENSORRT_MINOR + NV_TENSORRT_PATCH;
