@@ -45,7 +45,8 @@ def half_scale_name(name: str) -> str:
 def has_own_product(stored: Mapping[str, StoredTensor], name: str) -> bool:
     """Whether TensorRT multiplies with the quantised weight `name` itself."""
     weight, scale = stored[f"{name}.weight"], stored[f"{name}.scale"]
-    return weight.dtype == "int4" and weight.shape[0] // scale.shape[0] in contract.TENSORRT_INT4_BLOCKS
+    block, rest = divmod(weight.shape[0], scale.shape[0])
+    return weight.dtype == "int4" and not rest and block in contract.TENSORRT_INT4_BLOCKS
 
 
 def any_half_scales(stored: Mapping[str, StoredTensor]) -> bool:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,12 @@ def install_tensorrt(version: str, folder: Path, monkeypatch: pytest.MonkeyPatch
     library = folder / "libstreamo_tensorrt.so"
     library.write_bytes(f"plugin for {major}.{minor}".encode())
     monkeypatch.setenv(plugin.PLUGIN_VARIABLE, str(library))
-    monkeypatch.setattr(plugin, "_made_for", lambda path: (10000 * major + 100 * minor, ""))
+    said = SimpleNamespace(
+        streamo_tensorrt_version=lambda: 10000 * major + 100 * minor,
+        streamo_tensorrt_sources=lambda: b"",
+        streamo_tensorrt_messages=lambda: world.take_refusals(),
+    )
+    monkeypatch.setattr(plugin, "_open", lambda path: said)
     return world
 
 

@@ -36,9 +36,13 @@ class FakeGpu:
 
     def empty(self, shape: Any, dtype: Any = np.float32) -> DeviceArray:
         sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-        values = np.full(sizes, 85, dtype)
-        self.allocated_bytes += values.nbytes
         kind = np.dtype(dtype)
+        size = int(np.prod(sizes)) * kind.itemsize
+        block = np.empty(size + 256, np.uint8)
+        start = -block.ctypes.data % 256  # as the driver aligns memory
+        values = block[start : start + size].view(kind).reshape(sizes)
+        values[...] = 85
+        self.allocated_bytes += values.nbytes
         return DeviceArray(values.ctypes.data, sizes, kind, contiguous_strides(sizes, kind), values)
 
     def call(self, name: str, *arguments: Any) -> None:

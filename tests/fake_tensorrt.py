@@ -12,6 +12,7 @@ import ctypes
 import enum
 import json
 import os
+import signal
 import sys
 import time
 import types
@@ -63,6 +64,8 @@ class World:
       build_error: message of a build that fails. corrupt_timing_cache: the cache is of another device.
       fail_execution: message with which executions fail.
       activation_bytes: of each profile. mark: what engines that are built now are told by.
+      refusal: what the plugin refuses, which TensorRT's log does not have. no_builder: builders and runtimes cannot be
+        made. interrupted_by_signal: Ctrl-C is pressed while TensorRT builds.
     """
 
     def __init__(self, version: str) -> None:
@@ -76,9 +79,18 @@ class World:
         self.activation_bytes = 1 << 20
         self.built_version = version
         self.mark = ""
+        self.refusal = self.refused_now = ""
+        self.no_builder = False
+        self.loggers: list[Any] = []
+        self.interrupted_by_signal = False
         self.loaded_libraries: list[str] = []
         self.interrupt_at_step = -1
         self.executions: list[tuple[str, int, dict[str, tuple[int, ...]]]] = []
+
+    def take_refusals(self) -> bytes:
+        """What the plugin says that it refused, once."""
+        found, self.refused_now = self.refused_now, ""
+        return found.encode()
 
     @property
     def major(self) -> int:
@@ -283,7 +295,7 @@ def _add_builder(module: types.ModuleType, world: World) -> None:
 
     class Builder(_Strict):
         def __init__(self, logger: Any) -> None:
-            _need(logger, trt.ILogger, "logger")
+            _start(world, trt, logger)
             self._logger = logger
 
         def create_network(self, flags: int = 0) -> INetworkDefinition:
@@ -304,6 +316,16 @@ def _add_builder(module: types.ModuleType, world: World) -> None:
             if not typed:
                 self._logger.log(trt.ILogger.Severity.ERROR, "float16 tensors in a network that is not strongly typed")
                 return None
+            if world.refusal:
+                world.refused_now = world.refusal
+                self._logger.log(trt.ILogger.Severity.ERROR, "Plugin layer failed to configure")
+                return None
+            if world.interrupted_by_signal:
+                try:
+                    signal.raise_signal(signal.SIGINT)
+                except KeyboardInterrupt:  # in C++ it ends as a line on stderr
+                    self._logger.log(trt.ILogger.Severity.ERROR, "Exception caught in stepComplete()")
+                    return None
             if world.build_error:
                 self._logger.log(trt.ILogger.Severity.ERROR, world.build_error)
                 return None
@@ -325,6 +347,16 @@ def _add_builder(module: types.ModuleType, world: World) -> None:
 
     for kind in (Builder, OnnxParser):
         setattr(module, kind.__name__, kind)
+
+
+def _start(world: World, trt: Any, logger: Any) -> None:
+    _need(logger, trt.ILogger, "logger")
+    if world.loggers and logger not in world.loggers:
+        raise AssertionError("TensorRT would go on with the logger that it was given first")
+    world.loggers.append(logger)
+    if world.no_builder:
+        logger.log(trt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
 
 
 def _told(monitor: Any, world: World) -> bool:
@@ -372,6 +404,7 @@ def _add_runtime(module: types.ModuleType, world: World) -> None:
 
         def set_tensor_address(self, name: str, memory: int) -> bool:
             _need(memory, int, "memory")
+            assert not memory % 256, f"{name} is not aligned to 256 bytes"
             self._addresses[name] = memory
             return name in self._engine._names
 
@@ -425,7 +458,7 @@ def _add_runtime(module: types.ModuleType, world: World) -> None:
 
     class Runtime(_Strict):
         def __init__(self, logger: Any) -> None:
-            _need(logger, trt.ILogger, "logger")
+            _start(world, trt, logger)
             self._logger = logger
 
         def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:

@@ -25,7 +25,7 @@ from export.api import export_checkpoint
 from export.graph_kinds import NativeGraphs
 from export.onnx_writer import GraphBuilder
 from export.parity import greatest_error
-from export.tensorrt import TensorRTOperators, half_scale_name
+from export.tensorrt import TensorRTOperators, half_scale_name, has_own_product
 from export.weight_store import StoredTensor
 
 HALF_ERROR = 5e-3
@@ -166,3 +166,12 @@ def test_scales_too_small_for_float16_stay_above_zero(tmp_path: Path) -> None:
         place = write_half_scales(tmp_path, stored, file)[half_scale_name("a")]
     found = np.fromfile(tmp_path / "half", np.float16, 4, offset=place.offset)
     np.testing.assert_array_equal(found, np.array([2**-24, 2**-24, 0.5, 65504], np.float16))
+
+
+@pytest.mark.parametrize(("inputs", "scales", "own"), [(128, 2, True), (256, 2, True), (129, 2, False), (96, 3, False)])
+def test_tensorrt_multiplies_only_with_blocks_that_fill_the_weight(inputs: int, scales: int, own: bool) -> None:
+    stored = {
+        "w.weight": StoredTensor(file="", offset=0, length=0, dtype="int4", shape=(inputs, 8)),
+        "w.scale": StoredTensor(file="", offset=0, length=0, dtype="float32", shape=(scales, 8)),
+    }
+    assert has_own_product(stored, "w") == own

@@ -345,6 +345,32 @@ def test_a_build_that_fails_gives_tensorrts_reason(device: Device) -> None:
             device.store().ensure("decoder")
 
 
+def test_what_the_plugin_refuses_is_told_though_tensorrts_log_does_not_have_it(device: Device) -> None:
+    store = device.store()
+    device.world.refusal = (
+        "StreamoTableAttention: attention on a GPU has kernels for a head_dim of 64 and 128, found 32"
+    )
+    with pytest.raises(EngineError, match=r"found 32; Plugin layer failed to configure$"):
+        store.ensure("decoder")
+
+
+def test_a_tensorrt_that_does_not_start_is_one_error(device: Device) -> None:
+    store = device.store()
+    store.ensure("vision")
+    device.world.no_builder = True
+    with pytest.raises(EngineError, match=r"^TensorRT 10\.3\.0 does not start: CUDA initialization failure .* 35$"):
+        store.ensure("decoder")
+
+
+def test_ctrl_c_anywhere_in_a_build_ends_it(device: Device) -> None:
+    device.world.interrupted_by_signal = True
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        device.store().ensure("decoder")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not list((device.folder / "engines").glob("*.engine"))
+
+
 def test_of_many_messages_the_cause_and_the_end_are_told() -> None:
     messages = Messages()
     for text in ("StreamoMatMul: the block is too long", *(f"message {i}" for i in range(9)), "the build ends"):

@@ -56,7 +56,7 @@ def declare(loaded: Any) -> Any:
     """Say what the host's functions return."""
     for name in ("standin_create", "standin_reload"):
         getattr(loaded, name).restype = ctypes.c_void_p
-    for name in ("standin_messages", "standin_fields"):
+    for name in ("standin_messages", "standin_fields", "streamo_tensorrt_messages"):
         getattr(loaded, name).restype = ctypes.c_char_p
     loaded.standin_workspace.restype = ctypes.c_size_t
     return loaded
@@ -288,6 +288,7 @@ def test_a_cache_that_tensorrt_copied_is_refused(library: Any) -> None:
 
 
 def test_what_the_kernels_refuse_is_told_to_tensorrts_log(library: Any) -> None:
+    library.streamo_tensorrt_messages()
     refuses = ctypes.c_int32.in_dll(library, "recorder_refuses")
     refuses.value = 1
     shapes = attention_shapes(False, False)
@@ -297,6 +298,8 @@ def test_what_the_kernels_refuse_is_told_to_tensorrts_log(library: Any) -> None:
     finally:
         refuses.value = 0
     assert library.standin_messages() == b"StreamoTableAttention: the head is too wide\n"
+    assert library.streamo_tensorrt_messages() == b"StreamoTableAttention: the head is too wide\n"
+    assert library.streamo_tensorrt_messages() == b"", "for those who have no log, once"
 
 
 def test_wrong_attributes_and_inputs_are_refused_with_a_sentence(library: Any) -> None:

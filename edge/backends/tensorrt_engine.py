@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from edge.engines.store import EngineStore
-from edge.engines.toolkit import Messages, make_logger
+from edge.engines.toolkit import Messages, logger_of, start
 from edge.errors import BackendError, EngineError, MemoryBudgetError
 from edge.gpu import DeviceArray, Gpu
 from edge.memory import bytes_text
@@ -31,9 +31,8 @@ class Engine:
     def __init__(self, store: EngineStore, component: str, gpu: Gpu, stream: int) -> None:
         trt = store.toolkit.module
         self._trt, self._gpu, self._stream, self._name = trt, gpu, stream, component
-        self._messages = Messages()
-        self._logger = make_logger(store.toolkit, self._messages)
-        self._runtime = trt.Runtime(self._logger)
+        self._runtime = start(store.toolkit, "Runtime")
+        _, self._messages = logger_of(store.toolkit)
         with store.opened(component) as plan:
             self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
@@ -99,6 +98,7 @@ class Execution:
         Raises:
           DeviceLostError: the GPU is unusable. BackendError: TensorRT or the plugin refused; says why.
         """
+        self._messages.told()  # of before
         if not self._context.execute_async_v3(self._stream):
             said = self._messages.told()
             self._gpu.facts  # noqa: B018 - asks the device, and raises if it is lost

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from edge.engines.profiles import Profile
-from edge.engines.progress import Report, make_monitor
-from edge.engines.toolkit import Messages, TensorRT, make_logger
+from edge.engines.progress import Report, interrupting, make_monitor
+from edge.engines.toolkit import Messages, TensorRT, logger_of, start
 from edge.errors import EngineError, MemoryBudgetError
 
 MOST_NODES_LISTED = 5
@@ -53,9 +53,8 @@ def build_engine(
       EngineError: TensorRT refuses the graph, saying which nodes, or cannot build it.
       MemoryBudgetError: it ran out of memory.
     """
-    trt, messages = toolkit.module, Messages()
-    logger = make_logger(toolkit, messages)
-    builder = trt.Builder(logger)
+    trt, builder = toolkit.module, start(toolkit, "Builder")
+    logger, messages = logger_of(toolkit)
     network = builder.create_network(toolkit.network_flags)
     _parse(toolkit, network, logger, graph, messages)
     config = builder.create_builder_config()
@@ -67,7 +66,8 @@ def build_engine(
         _add_profile(builder, network, config, profile)
     monitor = make_monitor(toolkit, report)
     config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
+    with interrupting(monitor):
+        plan = builder.build_serialized_network(network, config)
     if monitor.interrupted:
         raise KeyboardInterrupt
     if plan is None:

@@ -14,9 +14,10 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edge import contract, kernels_abi
-from edge.engines.toolkit import TensorRT
+from edge.engines.toolkit import TensorRT, logger_of
 from edge.errors import EngineError
 from edge.user_cache import own_cache_folder
 
@@ -24,6 +25,7 @@ PLUGIN_VARIABLE = "STREAMO_TENSORRT_PLUGIN"
 PLUGIN_FILE = "libstreamo_tensorrt.so"
 BUILD_HINT = "Run `streamo-edge build-plugin`"
 VERSION_FUNCTION, SOURCES_FUNCTION = "streamo_tensorrt_version", "streamo_tensorrt_sources"
+MESSAGES_FUNCTION = "streamo_tensorrt_messages"
 SOURCES = ("adapters/tensorrt/plugin.cpp", "include/streamo_gpu.h", "include/streamo_kernels.h")
 """What the plugin is compiled from, besides TensorRT's and CUDA's headers."""
 
@@ -87,7 +89,8 @@ def sources_digest(folder: Path) -> str:
 def _check_made_for(path: Path, toolkit: TensorRT) -> None:
     """Its interfaces are those of the headers it was compiled with: TensorRT's, and the native library's."""
     try:
-        number, sources = _made_for(path)
+        library = _open(path)
+        number, sources = getattr(library, VERSION_FUNCTION)(), getattr(library, SOURCES_FUNCTION)().decode()
     except (OSError, AttributeError) as error:
         raise EngineError(f"The TensorRT plugin `{path}` cannot be loaded: {error}", hint=BUILD_HINT) from None
     built = (number // 10000, number // 100 % 100)
@@ -106,13 +109,13 @@ def _check_made_for(path: Path, toolkit: TensorRT) -> None:
         )
 
 
-def _made_for(path: Path) -> tuple[int, str]:
-    """10 000 * major + 100 * minor + patch of the TensorRT that a plugin library was compiled for, and from what."""
+def _open(path: Path) -> Any:
+    """The library, through ctypes. OSError, AttributeError: it cannot be loaded, or is not such a one."""
     kernels_abi.load_library()  # first, so that the plugin calls this one and not the one it was linked with
     library = ctypes.CDLL(str(path))
-    sources = getattr(library, SOURCES_FUNCTION)
-    sources.restype = ctypes.c_char_p
-    return int(getattr(library, VERSION_FUNCTION)()), sources().decode()
+    for name in (SOURCES_FUNCTION, MESSAGES_FUNCTION):
+        getattr(library, name).restype = ctypes.c_char_p
+    return library
 
 
 def _native_library() -> bytes:
@@ -132,6 +135,8 @@ def load_plugin(toolkit: TensorRT, plugin: Plugin) -> None:
         if handle is None:
             raise EngineError(f"TensorRT {toolkit.text} does not load the plugin `{plugin.path}`", hint=BUILD_HINT)
         _loaded[key] = handle
+        library = _open(plugin.path)
+        logger_of(toolkit)[1].ask = lambda: getattr(library, MESSAGES_FUNCTION)().decode(errors="replace").splitlines()
     for name in (contract.TABLE_ATTENTION, contract.PLUGIN_MATMUL):
         if registry.get_creator(name, contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE) is None:
             raise EngineError(

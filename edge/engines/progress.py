@@ -5,7 +5,10 @@ Owns the translation of TensorRT's nested phases into one line. Ctrl-C ends a bu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from edge.engines.toolkit import TensorRT
@@ -46,3 +49,24 @@ def make_monitor(toolkit: TensorRT, report: Report) -> Any:
                 self.interrupted = True
 
     return Monitor()
+
+
+@contextmanager
+def interrupting(monitor: Any) -> Iterator[None]:
+    """Have Ctrl-C end the build between two of its steps.
+
+    The exception that Python makes of it by default would fly into TensorRT's C++ from wherever the monitor is just
+    then, and be lost there. Signals are the main thread's: in another one nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        monitor.interrupted = True
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -6,9 +6,10 @@ Owns its import, the differences between versions, and its messages. Knows no bu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from edge.errors import EngineError
 
@@ -82,10 +83,15 @@ def load_tensorrt() -> TensorRT:
 
 
 class Messages:
-    """What TensorRT complained about, kept for the error that will follow."""
+    """What TensorRT complained about, kept for the error that will follow.
+
+    Attributes:
+      ask: what gives sentences that did not come through the log, the oldest first.
+    """
 
     def __init__(self) -> None:
         self._errors: list[str] = []
+        self.ask: Callable[[], Sequence[str]] = tuple
 
     def add(self, text: str) -> None:
         """Take note of an error."""
@@ -94,14 +100,31 @@ class Messages:
             kept if len(kept) <= MOST_MESSAGES else [*kept[: MOST_MESSAGES // 2], *kept[-MOST_MESSAGES // 2 :]]
         )
 
-    def told(self) -> str:
+    def told(self, otherwise: str = "TensorRT gave no reason") -> str:
         """All of them in one line, the oldest first, and forget them."""
-        text, self._errors = "; ".join(self._errors), []
-        return text or "TensorRT gave no reason"
+        logged, self._errors = self._errors, []
+        others = [line for line in self.ask() if not any(line in text for text in logged)]
+        return "; ".join([*others, *logged]) or otherwise
 
 
-def make_logger(toolkit: TensorRT, messages: Messages, warn: Callable[[str], None] | None = None) -> Any:
-    """An `ILogger` that keeps errors in `messages` and gives warnings to `warn`."""
+def logger_of(toolkit: TensorRT) -> tuple[Any, Messages]:
+    """The process's one `ILogger`, and the errors that it keeps.
+
+    There is one because TensorRT goes on with the first that it was given for all that belongs to no builder and no
+    runtime.
+    """
+    found = _loggers.get(toolkit.module)
+    if found is None:
+        messages = Messages()
+        found = _loggers[toolkit.module] = _make_logger(toolkit, messages), messages
+    return found
+
+
+_loggers: WeakKeyDictionary[Any, tuple[Any, Messages]] = WeakKeyDictionary()
+"""By module: never freed, as TensorRT keeps the address."""
+
+
+def _make_logger(toolkit: TensorRT, messages: Messages) -> Any:
     base = toolkit.module.ILogger
     errors = (base.Severity.INTERNAL_ERROR, base.Severity.ERROR)
 
@@ -112,7 +135,22 @@ def make_logger(toolkit: TensorRT, messages: Messages, warn: Callable[[str], Non
         def log(self, severity: Any, msg: str) -> None:
             if severity in errors:
                 messages.add(msg)
-            elif warn is not None and severity == base.Severity.WARNING:
-                warn(msg)
 
     return Logger()
+
+
+def start(toolkit: TensorRT, kind: str) -> Any:
+    """A `Builder` or a `Runtime`.
+
+    Raises:
+      EngineError: TensorRT cannot make one, as where CUDA does not start.
+    """
+    logger, messages = logger_of(toolkit)
+    messages.told()  # what was said before has nothing to do with it
+    try:
+        return getattr(toolkit.module, kind)(logger)
+    except (TypeError, RuntimeError) as error:  # the package's way to say that it got a null pointer
+        raise EngineError(
+            f"TensorRT {toolkit.text} does not start: {messages.told(str(error))}",
+            hint="Run `streamo-edge doctor`",
+        ) from None

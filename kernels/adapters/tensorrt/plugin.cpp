@@ -33,7 +33,28 @@ constexpr int32_t kOk = 0, kFailed = -1;
 
 ILoggerFinder* logger_finder = nullptr;
 
+// What was refused, a line each, until somebody asks: TensorRT promises a logger only to plugins inside of an engine.
+class Refusals {
+ public:
+  void add(std::string const& sentence) {
+    std::lock_guard<std::mutex> const lock(mutex_);
+    if (lines_.size() < kMost) lines_ += sentence + "\n";
+  }
+  std::string take() {
+    std::lock_guard<std::mutex> const lock(mutex_);
+    std::string found;
+    found.swap(lines_);
+    return found;
+  }
+
+ private:
+  static constexpr size_t kMost = 2000;
+  std::mutex mutex_;
+  std::string lines_;
+} refusals;
+
 int32_t fail(std::string const& sentence) noexcept {
+  refusals.add(sentence);
   ILogger* const logger = logger_finder ? logger_finder->findLogger() : nullptr;
   if (logger) logger->log(ILogger::Severity::kERROR, sentence.c_str());
   return kFailed;
@@ -465,6 +486,13 @@ STREAMO_EXPORT IPluginCreatorInterface* const* getCreators(int32_t& count) {
 }
 
 STREAMO_EXPORT void setLoggerFinder(ILoggerFinder* finder) { logger_finder = finder; }
+
+// What was refused since the last call, a line each; valid until the thread's next call.
+STREAMO_EXPORT char const* streamo_tensorrt_messages() {
+  thread_local std::string shown;
+  shown = refusals.take();
+  return shown.c_str();
+}
 
 // What this library was compiled from, as `edge/engines/plugin.py` counts it; "" where nobody said.
 #ifndef STREAMO_PLUGIN_SOURCES
