@@ -29,8 +29,10 @@ from edge import contract
 from edge.backends.ort import OrtBackend
 from edge.backends.tensorrt import TensorRTBackend
 from edge.bundle import Bundle, open_bundle
-from edge.decoder import Decoder
+from edge.decoder import MAX_PREFILL_TOKENS, Decoder
 from edge.device_frames import Nv12Frame
+from edge.engines.builder import BuildOptions
+from edge.engines.profiles import MOST_CACHED_TOKENS, MOST_RUNS
 from edge.gpu import Gpu
 from edge.kernels_abi import library_path
 from edge.vision import VisionEncoder
@@ -144,6 +146,23 @@ def test_a_conversation_through_plugin_launcher_and_kernels_has_nearly_the_cpus_
     assert [profile for name, profile, _ in world.executions if "decoder" in name] == [1, 1, 0, 1]
     kinds = {name.split("_")[0] for name, _ in cuda.launched}
     assert {"append", "attend", "merge"} <= kinds and len(kinds) > 3, kinds
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(16, 2), (28, 4)], ids=["3B", "7B"])
+@pytest.mark.parametrize("int8", [0, 1])
+def test_the_plugins_scratch_memory_fits_into_the_workspace_that_builds_have_by_default(
+    cuda: FakeCuda, plugin: Any, heads: int, kv_heads: int, int8: int
+) -> None:
+    width, tokens, runs, capacity = 128, MAX_PREFILL_TOKENS, MOST_RUNS, MOST_CACHED_TOKENS
+    qkv, half, row = (heads + 2 * kv_heads) * width, width // 2, width // 4 if int8 else width
+    cache = (1, kv_heads, capacity, row)
+    shapes: list[tuple[int, ...]] = [(tokens, qkv), (qkv,), (tokens, half), (tokens, half), cache, cache, (9999,)]
+    shapes += [(runs, half), (runs, half), *[(1, kv_heads, capacity)] * (2 * int8)]
+    shapes += [(kv_heads, width), (capacity, half), (capacity, half)] * int8
+    numbers = {"num_heads": heads, "num_kv_heads": kv_heads, "int8_cache": int8, "key_offset": int8, "most_spans": 256}
+    node = Node(plugin, contract.TABLE_ATTENTION, building=True, **numbers)
+    assert node.takes(shapes), plugin.standin_messages()
+    assert 64 << 20 < node.workspace(shapes) <= BuildOptions().workspace_bytes
 
 
 def visual_tokens(encoder: VisionEncoder, frame: Any) -> np.ndarray:

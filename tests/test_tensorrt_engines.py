@@ -345,6 +345,13 @@ def test_a_build_that_fails_gives_tensorrts_reason(device: Device) -> None:
             device.store().ensure("decoder")
 
 
+def test_a_workspace_that_is_too_small_is_hinted_at(device: Device) -> None:
+    device.world.build_error = "Skipping tactic 0 due to insufficient workspace size: 99 requested, 9 available"
+    with pytest.raises(EngineError, match="insufficient workspace size") as caught:
+        device.store().ensure("decoder")
+    assert caught.value.hint == "Build with a larger `--workspace-mib`"
+
+
 def test_what_the_plugin_refuses_is_told_though_tensorrts_log_does_not_have_it(device: Device) -> None:
     store = device.store()
     device.world.refusal = (

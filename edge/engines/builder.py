@@ -25,7 +25,8 @@ class BuildOptions:
     """What a user may choose.
 
     Attributes:
-      workspace_bytes: memory that TensorRT's layers may take for intermediate results.
+      workspace_bytes: memory that one of TensorRT's layers or the plugin may take for intermediate results; with less
+        than the plugin asks for there is no engine.
       optimization_level: 0 to 5; higher builds take longer and try more.
     """
 
@@ -134,7 +135,8 @@ def _build_error(graph: Path, toolkit: TensorRT, messages: Messages) -> EngineEr
             f"TensorRT ran out of memory while building `{graph.name}`: {said}",
             hint="Close other programs, add swap, or build with a smaller `--workspace-mib`",
         )
+    little_room = "workspace" in said.lower()
     return EngineError(
         f"TensorRT {toolkit.text} cannot build an engine of `{graph.name}`: {said}",
-        hint="See docs/tensorrt.md for what is supported",
+        hint="Build with a larger `--workspace-mib`" if little_room else "See docs/tensorrt.md for what is supported",
     )

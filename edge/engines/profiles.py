@@ -18,7 +18,9 @@ MOST_CACHED_TOKENS = 1 << 16
 USUAL_CACHED_TOKENS = 1 << 14
 USUAL_NEW_TOKENS = 144
 """Of a turn: a frame of 128 visual tokens and its text."""
-MOST_RUNS = 64
+MOST_RUNS = 32
+"""Of the window: its open questions and two more. TensorRT reserves scratch memory for each, times the longest part of
+a prompt: 234 MiB for all of them with the 3B, 409 MiB with the 7B."""
 
 Range = tuple[int, int, int]
 """Least, usual and most."""
