@@ -100,7 +100,11 @@ def make_device(bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         table[: len(used)] = used
         return table.view(np.uint8)
 
-    monkeypatch.setattr(here, "Gpu", lambda device: gpu)
+    def opened(device: int, on_loss: Any = None) -> FakeGpu:
+        gpu.on_loss = on_loss or gpu.on_loss
+        return gpu
+
+    monkeypatch.setattr(here, "Gpu", opened)
     monkeypatch.setattr(here, "table_words", table_words)
     monkeypatch.setattr(gpu_operations, "attention_table", attention_table)
     device = Device(open_bundle(bundle), folder, gpu, monkeypatch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,10 +23,12 @@ class FakeGpu:
     def __init__(self, device: int = 0, *, sm: int = 87, name: str = "Orin", free_bytes: int = 8 << 30) -> None:
         self.sm, self.name, self.free_bytes, self.integrated, self.lost = sm, name, free_bytes, True, False
         self.allocated_bytes = 0
+        self.on_loss: Callable[[], None] = lambda: None
 
     @property
     def facts(self) -> Any:
         if self.lost:
+            self.on_loss()
             raise DeviceLostError("The GPU is unusable since an earlier error")
         return SimpleNamespace(
             name=self.name, sm=self.sm, free_bytes=self.free_bytes, integrated=self.integrated, memory_bytes=8 << 30
@@ -59,6 +62,7 @@ class FakeGpu:
 
     def synchronize(self, stream: int | None = None) -> None:
         if self.lost:
+            self.on_loss()
             raise DeviceLostError("The GPU is unusable since an earlier error")
 
     def close(self) -> None:

@@ -5,8 +5,10 @@ The CPU backend is the reference: another implementation of the same bundle.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -53,14 +55,14 @@ def decoder_of(device: Device, backend: TensorRTBackend | OrtBackend, capacity: 
 
 def talk(decoder: Decoder, frame: np.ndarray) -> list[np.ndarray]:
     """A prompt with a frame, some replies, a turn cut out of the middle, and more."""
-    found = [decoder.prefill([list(range(20)), FrameTokens(frame, 2, 2), [7, 8]]).copy()]
+    found = [np.array(decoder.prefill([list(range(20)), FrameTokens(frame, 2, 2), [7, 8]]))]
     start = decoder.kv_cache.mark()
-    found.append(decoder.prefill([[30, 31, 32], FrameTokens(frame, 2, 2)]).copy())
+    found.append(np.array(decoder.prefill([[30, 31, 32], FrameTokens(frame, 2, 2)])))
     end = decoder.kv_cache.mark()
-    found += [decoder.decode_step(token).copy() for token in (3, 4)]
+    found += [np.array(decoder.decode_step(token)) for token in (3, 4)]
     decoder.kv_cache.evict(start, end)
-    found.append(decoder.prefill([[40, 41, 42, 43, 44, 45, 46, 47, 48, 49]]).copy())
-    found.append(decoder.decode_step(5).copy())
+    found.append(np.array(decoder.prefill([[40, 41, 42, 43, 44, 45, 46, 47, 48, 49]])))
+    found.append(np.array(decoder.decode_step(5)))
     return found
 
 
@@ -241,6 +243,10 @@ def test_a_lost_device_ends_the_process(device: Device) -> None:
     with pytest.raises(DeviceLostError) as caught:
         decoder.prefill([[1, 2]])
     assert caught.value.exit_code == 70
+    alive = weakref.ref(decoder._backend)
+    del decoder, caught
+    gc.collect()
+    assert alive() is not None, "what lies on a lost device is not given back"
 
 
 def test_a_window_of_too_many_stretches_is_refused_with_both_numbers(device: Device) -> None:

@@ -35,6 +35,8 @@ from edge.engines.builder import BuildOptions
 from edge.engines.profiles import MOST_CACHED_TOKENS, MOST_RUNS
 from edge.gpu import Gpu
 from edge.kernels_abi import library_path
+from edge.sampling import Sampler, Sampling
+from edge.session import StreamSession
 from edge.vision import VisionEncoder
 
 pytestmark = [
@@ -127,11 +129,11 @@ def evaluated(plugin: Any, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> N
 def talk(bundle: Bundle, backend: Any) -> list[np.ndarray]:
     """A prompt, a reply, a turn cut out of the middle, and more."""
     decoder = Decoder(bundle.manifest, bundle.file(bundle.manifest.embedding.file), backend, 96)
-    found = [decoder.prefill([list(range(9))]).copy()]
+    found = [np.array(decoder.prefill([list(range(9))]))]
     start = decoder.kv_cache.mark()
-    found += [decoder.prefill([[30, 31, 32, 33]]).copy(), decoder.decode_step(3).copy()]
+    found += [np.array(decoder.prefill([[30, 31, 32, 33]])), np.array(decoder.decode_step(3))]
     decoder.kv_cache.evict(start, decoder.kv_cache.mark())
-    return [*found, decoder.prefill([[40, 41, 42]]).copy()]
+    return [*found, np.array(decoder.prefill([[40, 41, 42]]))]
 
 
 def test_a_conversation_through_plugin_launcher_and_kernels_has_nearly_the_cpus_logits(
@@ -139,13 +141,16 @@ def test_a_conversation_through_plugin_launcher_and_kernels_has_nearly_the_cpus_
 ) -> None:
     assert bundle.manifest.key_offset_layers and "int8" in bundle.manifest.kv_dtypes
     world = install_tensorrt("10.3.0", tmp_path, monkeypatch)
-    on_device = talk(bundle, TensorRTBackend(bundle, listener=Heard().listener, engines=tmp_path / "engines"))
+    backend = TensorRTBackend(bundle, listener=Heard().listener, engines=tmp_path / "engines")
+    on_device = talk(bundle, backend)
+    cuda.host_arrays = []
+    assert Sampler(Sampling()).choose(backend._place.logits(backend._logits)) == int(np.argmax(on_device[-1]))
     cuda.check()
     for found, expected in zip(on_device, talk(bundle, OrtBackend(bundle, threads=1)), strict=True):
         assert np.linalg.norm(found - expected) <= 0.1 * np.linalg.norm(expected)
     assert [profile for name, profile, _ in world.executions if "decoder" in name] == [1, 1, 0, 1]
     kinds = {name.split("_")[0] for name, _ in cuda.launched}
-    assert {"append", "attend", "merge"} <= kinds and len(kinds) > 3, kinds
+    assert {"append", "attend", "merge", "sample"} <= kinds and len(kinds) > 4, kinds
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(16, 2), (28, 4)], ids=["3B", "7B"])
@@ -171,7 +176,7 @@ def visual_tokens(encoder: VisionEncoder, frame: Any) -> np.ndarray:
 
 
 def test_a_frame_on_the_gpu_gives_the_engine_what_the_cpus_preprocessing_gives(
-    bundle: Bundle, cuda: FakeCuda, evaluated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_tensorrt("10.3.0", tmp_path, monkeypatch)
     backend = TensorRTBackend(bundle, listener=Heard().listener, engines=tmp_path / "engines")
@@ -186,7 +191,7 @@ def test_a_frame_on_the_gpu_gives_the_engine_what_the_cpus_preprocessing_gives(
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_an_nv12_frame_on_the_gpu_gives_nearly_what_its_rgb_gives(
-    bundle: Bundle, cuda: FakeCuda, evaluated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: bool
+    bundle: Bundle, cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: bool
 ) -> None:
     cv2 = pytest.importorskip("cv2")
     install_tensorrt("10.3.0", tmp_path, monkeypatch)
@@ -199,3 +204,21 @@ def test_an_nv12_frame_on_the_gpu_gives_nearly_what_its_rgb_gives(
         other = visual_tokens(encoder, Nv12Frame(*planes, full_range=True, bt709=True))
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert error < 0.02 and np.linalg.norm(other - expected) > 2 * error * np.linalg.norm(expected)
+
+
+@pytest.mark.slow  # the system prompt is long for an interpreter
+def test_a_session_decides_the_same_of_a_frame_on_the_gpu(
+    bundle: Bundle, cuda: FakeCuda, evaluated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_tensorrt("10.3.0", tmp_path, monkeypatch)
+    backend = TensorRTBackend(bundle, listener=Heard().listener, engines=tmp_path / "engines")
+    frame, turns = picture(96, 128), []
+    with Gpu() as gpu:
+        for pixels in (frame, gpu.array(frame)):
+            session = StreamSession(bundle, backend=backend, window_turns=2, max_reply_tokens=2)
+            session.ask("?")
+            cuda.launched.clear()
+            turns.append(session.push(pixels, 0))
+    assert (turns[0].state, turns[0].text) == (turns[1].state, turns[1].text)
+    np.testing.assert_array_equal(np.array(turns[0].logits), np.array(turns[1].logits))
+    assert {"frame", "append", "attend"} <= {name.split("_")[0] for name, _ in cuda.launched}

@@ -8,7 +8,6 @@ see `step_graphs`.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import re
 import weakref
@@ -23,6 +22,7 @@ from edge import contract
 from edge.backends.base import CacheView
 from edge.backends.cuda_provider import PROVIDER, check_provider, provider_options
 from edge.backends.device_patches import device_patches
+from edge.backends.lost_device import keep_for_ever
 from edge.backends.ort import OrtBackend, uses_native_graph
 from edge.backends.ort_session import OrtSession, Provider, onnxruntime_module
 from edge.backends.place import DevicePlace
@@ -76,7 +76,7 @@ class CudaBackend(OrtBackend):
     ) -> None:
         _check_graphs(bundle)
         this = weakref.ref(self)
-        self.gpu = Gpu(device, on_loss=lambda: _keep_for_ever(this()))
+        self.gpu = Gpu(device, on_loss=lambda: keep_for_ever(this()))
         facts = self.gpu.facts
         if not on_host:
             check_provider()
@@ -198,12 +198,6 @@ class CudaBackend(OrtBackend):
             f"free of {bytes_text(facts.memory_bytes)}",
             hint="Use a smaller `--window`, a bundle with fewer bits, or end other programs on the GPU",
         )
-
-
-def _keep_for_ever(backend: CudaBackend | None) -> None:
-    """Give nothing back to a device that is lost: destructors would fail, and end the process their own way."""
-    if backend is not None:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(backend))
 
 
 def check_weights_fit(manifest: Manifest, free_bytes: int, device: str) -> None:

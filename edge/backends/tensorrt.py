@@ -7,6 +7,7 @@ attention plugin updates it in place. Building and finding engines is `edge.engi
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from edge.backends.base import CacheView
 from edge.backends.cache_memory import Shape, array_bytes
 from edge.backends.device_patches import device_patches
 from edge.backends.frame_tables import FrameTableCache
+from edge.backends.lost_device import keep_for_ever
 from edge.backends.place import DevicePlace
 from edge.backends.tensorrt_engine import Engine
 from edge.bundle import Bundle
@@ -30,6 +32,7 @@ from edge.gpu import Gpu
 from edge.gpu_arrays import DeviceArray
 from edge.memory import bytes_text
 from edge.preprocess import PreprocessConfig
+from edge.sampling import Logits
 
 
 def say(text: str) -> None:
@@ -68,7 +71,8 @@ class TensorRTBackend:
         from edge.engines.here import open_store
 
         manifest = self._manifest = bundle.manifest
-        self._gpu, store = open_store(bundle, folder=engines)
+        this = weakref.ref(self)
+        self._gpu, store = open_store(bundle, folder=engines, on_loss=lambda: keep_for_ever(this()))
         told = listener or Listener(say=say)
         for component in COMPONENTS:
             store.ensure(component, told)
@@ -158,9 +162,7 @@ class TensorRTBackend:
         self._frame.run()
         return self._place.rows(found, tables.token_places)
 
-    def run_decoder(
-        self, inputs_embeds: Any, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView
-    ) -> np.ndarray:
+    def run_decoder(self, inputs_embeds: Any, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView) -> Logits:
         step = self._steps[0 if len(rope_cos) == 1 else 1]
         feeds = {
             contract.INPUTS_EMBEDS: inputs_embeds,
@@ -175,8 +177,7 @@ class TensorRTBackend:
         for table, values in zip(self._slot_tables, (rope_cos, rope_sin), strict=False):
             self._place.write_rows(table, view.new_slots, values)
         step.run()
-        logits: np.ndarray = self._place.read(self._logits)
-        return logits[0]
+        return self._place.logits(self._logits)
 
     def cached_rows(self, layer: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = []

@@ -6,6 +6,7 @@ Owns the order in which they are looked for, so that the first thing that is mis
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 
 from edge import gpu_abi
@@ -23,8 +24,9 @@ def open_store(
     folder: Path | None = None,
     options: BuildOptions | None = None,
     ignore_memory: bool = False,
+    on_loss: Callable[[], None] | None = None,
 ) -> tuple[Gpu, EngineStore]:
-    """The GPU, opened, and the bundle's engines for it. Arguments as those of `EngineStore`.
+    """The GPU, opened, and the bundle's engines for it. Arguments as those of `EngineStore` and `Gpu`.
 
     TensorRT uses the process's first GPU, so that is the one.
 
@@ -33,7 +35,7 @@ def open_store(
     """
     toolkit = load_tensorrt()
     plugin = find_plugin(toolkit)
-    gpu = Gpu(0)
+    gpu = Gpu(0, on_loss=on_loss)
     facts = gpu.facts
     device = Device(facts.name, facts.sm, facts.free_bytes, facts.integrated)
     load_plugin(toolkit, plugin)
