@@ -22,6 +22,7 @@ class DeviceArray:
       pointer: device address of the first element. shape: sizes. dtype: of the elements.
       strides: bytes from one element to the next along each axis, as numpy says it.
       owner: whatever keeps the memory alive.
+      device: number of its GPU, where its library says it; None: unknown.
     """
 
     pointer: int
@@ -29,6 +30,7 @@ class DeviceArray:
     dtype: np.dtype
     strides: tuple[int, ...]
     owner: Any = field(default=None, repr=False, compare=False)
+    device: int | None = field(default=None, repr=False, compare=False)
 
     @property
     def nbytes(self) -> int:
@@ -117,7 +119,7 @@ def _from_interface(interface: dict[str, Any], owner: Any, name: str) -> DeviceA
 
 
 # DLPack's C structs, as its specification gives them.
-_CUDA_DEVICES = {2: "CUDA", 13: "CUDA managed"}
+_CUDA, _CUDA_MANAGED = 2, 13
 _KINDS = {0: "i", 1: "u", 2: "f"}
 
 
@@ -137,8 +139,8 @@ class _Tensor(ctypes.Structure):
 
 
 def _from_dlpack(value: Any, name: str) -> DeviceArray:
-    kind, _ = value.__dlpack_device__()
-    if int(kind) not in _CUDA_DEVICES:
+    kind, number = value.__dlpack_device__()
+    if int(kind) not in (_CUDA, _CUDA_MANAGED):
         raise KernelError(f"{name}: expected memory of a GPU, found DLPack device type {int(kind)}")
     capsule = value.__dlpack__()
     pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
@@ -153,4 +155,5 @@ def _from_dlpack(value: Any, name: str) -> DeviceArray:
         strides = tuple(tensor.strides[axis] * dtype.itemsize for axis in range(tensor.ndim))
     else:
         strides = contiguous_strides(shape, dtype)
-    return DeviceArray((tensor.data or 0) + tensor.byte_offset, shape, dtype, strides, value)
+    device = int(number) if int(kind) == _CUDA else None  # managed memory is everywhere
+    return DeviceArray((tensor.data or 0) + tensor.byte_offset, shape, dtype, strides, value, device)

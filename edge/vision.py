@@ -48,7 +48,7 @@ class VisionEncoder:
             `Nv12Frame` of such on a GPU. What is on a GPU stays there.
 
         Raises:
-          FrameError: none of these, or of an impossible shape, or on a GPU and the backend is not.
+          FrameError: none of these, or of an impossible shape, or on a GPU that the backend does not use.
         """
         checked = check_frame(pixels)
         if isinstance(checked, FrameOnDevice) and not hasattr(self._backend, "patches_of_frame"):

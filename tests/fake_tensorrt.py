@@ -405,6 +405,7 @@ def _add_runtime(module: types.ModuleType, world: World) -> None:
         def set_tensor_address(self, name: str, memory: int) -> bool:
             _need(memory, int, "memory")
             assert not memory % 256, f"{name} is not aligned to 256 bytes"
+            world.calls.append(("set_tensor_address", (name, memory)))
             self._addresses[name] = memory
             return name in self._engine._names
 

@@ -32,7 +32,15 @@ from edge.backends.ort_session import OrtSession, Provider
 from edge.backends.place import DevicePlace
 from edge.bundle import Bundle, open_bundle
 from edge.decoder import Decoder
-from edge.errors import BackendError, DeviceError, DeviceLostError, MemoryBudgetError, ParityError, UsageError
+from edge.errors import (
+    BackendError,
+    DeviceError,
+    DeviceLostError,
+    FrameError,
+    MemoryBudgetError,
+    ParityError,
+    UsageError,
+)
 from edge.first_run import check_first_run
 from edge.gpu_arrays import DeviceArray
 from edge.native import library_path
@@ -149,6 +157,14 @@ def test_a_frame_on_the_gpu_is_resized_and_cut_there(
     session.push(backend.gpu.array(FRAMES[0]), 0)
     first = fake.launched[0][0]
     assert "frame" in first or "resize" in first
+
+
+def test_a_frame_on_another_gpu_is_refused_and_nothing_is_lost(demo_bundle: Bundle, backend: CudaBackend) -> None:
+    session = StreamSession(demo_bundle, backend=backend, window_turns=3, max_reply_tokens=2)
+    elsewhere = dataclasses.replace(backend.gpu.array(FRAMES[0]), device=1)
+    with pytest.raises(FrameError, match="should be on GPU 0, as the backend is, found it on GPU 1"):
+        session.push(elsewhere, 0)
+    session.push(dataclasses.replace(elsewhere, device=0), 0)
 
 
 def test_kernels_that_compute_nothing_are_refused_at_the_first_run(

@@ -109,6 +109,17 @@ def test_the_cache_is_one_piece_of_memory_for_input_and_output(device: Device) -
     assert token_bytes == device.bundle.manifest.kv_bytes_per_token
 
 
+def test_a_step_like_the_last_binds_nothing_anew(device: Device) -> None:
+    decoder = decoder_of(device, loaded(device), capacity=32)
+    decoder.prefill([[1, 2, 3]])
+    decoder.decode_step(4)
+    device.world.calls.clear()
+    decoder.decode_step(5)
+    assert not device.world.calls.named("set_tensor_address")
+    decoder.prefill([[6, 7]])
+    assert device.world.calls.named("set_tensor_address")
+
+
 def test_engines_are_built_at_the_first_start_and_people_are_told(
     device: Device, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,7 +122,7 @@ def test_dlpack_is_taken_without_a_copy(dtype: Any, device: int):
     array = np.arange(60).astype(dtype).reshape(3, 4, 5)[:, 1:]
     found = device_array(WithDLPack(array, device))
     assert (found.pointer, found.shape, found.dtype) == (array.ctypes.data, array.shape, array.dtype)
-    assert found.strides == array.strides
+    assert found.strides == array.strides and found.device == (0 if device == 2 else None)
 
 
 def test_torch_tensors_are_read_as_they_are():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from edge.backends.place import DevicePlace
 from edge.device_frames import FrameOnDevice
+from edge.errors import FrameError
 from edge.gpu_arrays import DeviceArray
 from edge.preprocess import PreprocessConfig
 
@@ -19,9 +20,18 @@ def device_patches(
     Args:
       place: where the patches lie, and the work is done.
       size: height and width after the resize.
+
+    Raises:
+      FrameError: it is on another GPU.
     """
     from edge.gpu_operations import patches_of_frame
 
+    for plane in (frame.plane, frame.chroma):
+        if plane is not None and plane.device not in (None, place.device_number):
+            raise FrameError(
+                f"A frame should be on GPU {place.device_number}, as the backend is, found it on GPU {plane.device}",
+                hint="Copy it there, or to a numpy array",
+            )
     patch = preprocess.patch_size
     found = place.result("frame", (size[0] // patch * (size[1] // patch), 3 * patch**2))
     return patches_of_frame(

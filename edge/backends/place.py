@@ -95,6 +95,11 @@ class DevicePlace:
         self._kept: dict[str, DeviceArray] = {}
         self._read_to: dict[int, np.ndarray] = {}
 
+    @property
+    def device_number(self) -> int:
+        """Of the GPU."""
+        return self._device[1]
+
     def address(self, array: Array) -> tuple[str, int, int]:
         return (*self._device, array.pointer) if isinstance(array, DeviceArray) else ("cpu", 0, array.ctypes.data)
 

@@ -77,6 +77,10 @@ class Execution:
 
     def bind_input(self, name: str, array: DeviceArray) -> None:
         """Read input `name` from this memory, with this shape, from now on."""
+        bound = self._bound.get(name)
+        if bound is not None and (bound.pointer, bound.shape) == (array.pointer, array.shape):
+            self._bound[name] = array  # said once more, TensorRT would prepare all its layers once more
+            return
         if not self._context.set_input_shape(name, tuple(array.shape)):
             raise BackendError(
                 f"The {self._name} engine does not take `{name}` of shape {array.shape}: {self._messages.told()}"
