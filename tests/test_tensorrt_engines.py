@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -376,6 +377,12 @@ def test_ctrl_c_anywhere_in_a_build_ends_it(device: Device) -> None:
         device.store().ensure("decoder")
     assert signal.getsignal(signal.SIGINT) is before
     assert not list((device.folder / "engines").glob("*.engine"))
+
+
+def test_another_thread_may_build(device: Device) -> None:
+    store = device.store()
+    with ThreadPoolExecutor(1) as pool:
+        assert not pool.submit(store.ensure, "vision").result().found
 
 
 def test_of_many_messages_the_cause_and_the_end_are_told() -> None:

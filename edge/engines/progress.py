@@ -6,9 +6,8 @@ Owns the translation of TensorRT's nested phases into one line. Ctrl-C ends a bu
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from edge.engines.toolkit import TensorRT
@@ -58,15 +57,15 @@ def interrupting(monitor: Any) -> Iterator[None]:
     The exception that Python makes of it by default would fly into TensorRT's C++ from wherever the monitor is just
     then, and be lost there. Signals are the main thread's: in another one nothing is changed.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def interrupt(number: int, frame: Any) -> None:
         monitor.interrupted = True
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    before = None
+    with suppress(ValueError):
+        before = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
