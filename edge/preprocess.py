@@ -66,12 +66,19 @@ def resize_frame(frame: np.ndarray, config: PreprocessConfig) -> np.ndarray:
     Returns:
       (H', W', 3) uint8; `frame` itself where the size is already right.
     """
+    height, width = smart_resize(frame.shape[0], frame.shape[1], config)
+    return frame if frame.shape[:2] == (height, width) else resize_to(frame, height, width)
+
+
+def resize_to(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize an RGB frame (H, W, 3) uint8 with Pillow's bicubic filter: lines first, rounded, then columns.
+
+    Said in two steps because Pillow takes the columns first for some shapes from version 13 on: one model should see
+    the same pixels with every version, and on a GPU.
+    """
     from PIL import Image
 
-    height, width = smart_resize(frame.shape[0], frame.shape[1], config)
-    if frame.shape[:2] == (height, width):
-        return frame
-    image = Image.fromarray(frame)
+    image = Image.fromarray(frame).resize((width, frame.shape[0]), Image.Resampling.BICUBIC)
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 

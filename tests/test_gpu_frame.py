@@ -14,7 +14,7 @@ from kernel_cases import needs_kernels
 from edge import gpu_operations as operations
 from edge.errors import KernelError
 from edge.gpu import Gpu
-from edge.preprocess import CLIP_MEAN, CLIP_STD, PreprocessConfig, patchify
+from edge.preprocess import CLIP_MEAN, CLIP_STD, PreprocessConfig, patchify, resize_to
 
 pytestmark = [needs_kernels, needs_triton, needs_compiler]
 
@@ -34,11 +34,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def on_cpu(frame: np.ndarray, size: tuple[int, int], config: PreprocessConfig) -> np.ndarray:
-    from PIL import Image
-
-    # Lines, then columns: from version 13 on Pillow turns the order around for some shapes that cameras do not have.
-    narrow = Image.fromarray(frame).resize((size[1], frame.shape[0]), Image.Resampling.BICUBIC)
-    return patchify(np.asarray(narrow.resize(size[::-1], Image.Resampling.BICUBIC)), config)
+    return patchify(resize_to(frame, *size), config)
 
 
 def on_gpu(gpu: Gpu, size: tuple[int, int], config: PreprocessConfig, *planes: np.ndarray, **colours: bool):
