@@ -20,6 +20,7 @@ from test_gpu_frame import (
 from test_gpu_products import (
     check,
     product,
+    test_a_product_is_rounded_before_it_becomes_a_code,
     test_a_row_that_is_not_finite_spoils_no_other,
     test_channels_beside_a_huge_one_keep_their_precision,
     test_no_size_of_activations_overflows_or_vanishes,
@@ -49,6 +50,7 @@ from edge.gpu import Gpu
 
 __all__ = [
     "gpu",
+    "test_a_product_is_rounded_before_it_becomes_a_code",
     "test_a_row_that_is_not_finite_spoils_no_other",
     "test_all_logits_equal_gives_the_first",
     "test_an_rgb_frame_gives_the_cpus_patches_to_the_bit",

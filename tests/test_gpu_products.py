@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gpu_interpreter import FakeCuda, needs_compiler, needs_triton
+from gpu_interpreter import FakeCuda, needs_compiler, needs_triton, variants
 from kernel_cases import INT8_NMSE, needs_kernels, nmse, numpy_product
 
 from apps.bench.kernel_cases import MatmulCase, MatmulData, matmul_data
@@ -112,6 +112,33 @@ def test_rows_of_8_bits_give_what_the_cpu_library_gives(gpu: Gpu, bits: int, row
     with native.Weights(data.codes, data.scales, bits=bits, block=32, gated=True) as weights:
         expected = weights.run(data.input, bias=data.bias)
     assert worst_row(product(gpu, data, INT8), expected) <= ROUNDED_NMSE
+
+
+def values_that_round_twice(count: int, largest: np.float32) -> np.ndarray:
+    """Numbers whose product with 127 / largest is between two integers only once it is rounded to float32: rounded as
+    one with its product, such a code is another one."""
+    inverse = np.float32(127) / largest
+    near = (np.arange(-127, 127) + 0.5) / np.float64(inverse)
+    found = (near.astype(np.float32).view(np.int32)[:, None] + np.arange(-2, 3, dtype=np.int32)).view(np.float32).ravel()
+    exact = found.astype(np.float64) * inverse
+    rounded = (found * inverse).astype(np.float64)
+    found = found[np.rint(exact) != np.rint(rounded)]
+    assert len(found) >= count
+    return found[:count]
+
+
+@pytest.mark.parametrize(("bits", "rows"), [(8, 1), (8, 2), (4, 1), (4, 2)])
+def test_a_product_is_rounded_before_it_becomes_a_code(gpu: Gpu, bits: int, rows: int):
+    data = matmul_data(MatmulCase(32, 32, rows, bits, 32), seed=12)
+    data.input[:] = values_that_round_twice(31, np.float32(3.3)).tolist() + [3.3]
+    assert worst_row(product(gpu, data, INT8), numpy_product(data, quantise=True)) <= ROUNDED_NMSE
+
+
+def test_what_becomes_codes_is_not_fused():
+    """The interpreter rounds everything by itself, so it cannot tell."""
+    rounding = [name for name in variants() if name.startswith(("rows_by_block", "product_row_", "append"))]
+    assert not [name for name in rounding if variants()[name].fuse]
+    assert len(rounding) > 10
 
 
 def test_sizes_choose_the_kernels(cuda: FakeCuda, gpu: Gpu):
