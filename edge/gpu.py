@@ -126,6 +126,7 @@ class Gpu:
         """A copy of `values` on the device."""
         found = self.empty(values.shape, values.dtype)
         self.write(found, values)
+        self.synchronize()  # other streams do not wait for the one of this copy
         return found
 
     def write(self, target: DeviceArray, values: np.ndarray, stream: int | None = None) -> None:

@@ -132,6 +132,35 @@ def test_a_graph_repeats_what_was_recorded_with_the_memory_as_it_is_then(gpu: Gp
     assert cuda["graphs"] == cuda["streams"] == 0
 
 
+def test_an_array_is_there_when_it_is_given_out(gpu: Gpu, cuda: FakeCuda):
+    """A stream of one's own does not wait for the default stream, on which the values are sent."""
+    waits = cuda["waits"]
+    gpu.array(np.arange(5, dtype=np.float32))
+    assert cuda["waits"] == waits + 1
+
+
+@pytest.mark.parametrize("host_page_tables", [0, 1])
+def test_host_memory_may_be_used_again_after_a_copy(cuda: FakeCuda, host_page_tables: int):
+    """A device that reads the host's pages itself may do so later; then the copy is waited for."""
+    cuda.set(host_page_tables=host_page_tables)
+    with cuda.open() as gpu:
+        stream, first, second = gpu.make("stream"), gpu.empty(4), gpu.empty(4)
+        host = np.ones(4, np.float32)
+        for target, source, pageable in (
+            (first.pointer, host.ctypes.data, True),
+            (host.ctypes.data, first.pointer, True),
+            (second.pointer, first.pointer, False),
+        ):
+            waits = cuda["waits"]
+            gpu.call("copy", target, source, 16, stream)
+            assert cuda["waits"] - waits == (pageable and host_page_tables)
+        gpu.begin_graph(stream)
+        gpu.write(first, host, stream)  # cannot be waited for
+        gpu.destroy("graph", gpu.end_graph(stream))
+        gpu.destroy("stream", stream)
+    cuda.set(host_page_tables=0)
+
+
 def test_events_measure_time(gpu: Gpu):
     begin, end = gpu.make("event"), gpu.make("event")
     gpu.record(begin)

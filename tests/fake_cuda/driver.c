@@ -30,13 +30,14 @@ typedef int (*launch_callback)(const char* kernel, const unsigned* grid, unsigne
 
 static long long driver = 13000, devices = 1, sm = 87, multiprocessors = 16, integrated = 1, memory = 1LL << 40;
 static long long most_shared = 163 << 10, init_error, load_error, alloc_fails_at, launch_fails_at;
-static long long launch_error = ILLEGAL_ADDRESS, launch_is_late;
-static long long calls, launches, blocks, block_bytes, modules, contexts, streams, events, graphs, faults;
+static long long launch_error = ILLEGAL_ADDRESS, launch_is_late, host_page_tables;
+static long long calls, waits, launches, blocks, block_bytes, modules, contexts, streams, events, graphs, faults;
 
 static const struct { const char* name; long long* value; } settings[] = {
   {"driver", &driver},                     /* version, 1000 * major + 10 * minor */
   {"devices", &devices}, {"sm", &sm}, {"multiprocessors", &multiprocessors}, {"integrated", &integrated},
   {"memory", &memory},                     /* bytes of the device */
+  {"host_page_tables", &host_page_tables}, /* 1: copies read the host's memory whenever they get to it */
   {"most_shared", &most_shared},           /* bytes of shared memory a block may ask for */
   {"init_error", &init_error},             /* what cuInit returns */
   {"load_error", &load_error},             /* what cuModuleLoadData returns */
@@ -45,6 +46,7 @@ static const struct { const char* name; long long* value; } settings[] = {
   {"launch_is_late", &launch_is_late},     /* 1: that launch succeeds, and the next call fails */
   /* figures */
   {"calls", &calls},                       /* of functions that touch the device */
+  {"waits", &waits},                       /* for a stream */
   {"launches", &launches}, {"blocks", &blocks}, {"block_bytes", &block_bytes}, {"modules", &modules},
   {"contexts", &contexts}, {"streams", &streams}, {"events", &events}, {"graphs", &graphs},
   {"faults", &faults},                     /* what a real device would not forgive: writes behind a block */
@@ -280,6 +282,17 @@ EXPORT int cuMemcpyAsync(uint64_t target, uint64_t source, size_t bytes, stream*
   return do_or_record(s, &(work){.kind = COPY, .target = target, .source = source, .bytes = bytes});
 }
 
+EXPORT int cuPointerGetAttribute(unsigned* type, int attribute, uint64_t pointer) {
+  int result = enter();
+  if (result) return result;
+  pthread_mutex_lock(&lock);
+  int known = block_of(pointer) != NULL;
+  pthread_mutex_unlock(&lock);
+  if (attribute != 2 || !known) return INVALID_VALUE; /* the driver knows no other memory */
+  *type = 2;
+  return SUCCESS;
+}
+
 EXPORT int cuMemsetD8Async(uint64_t target, unsigned char value, size_t bytes, stream* s) {
   int result = enter();
   if (result) return result;
@@ -341,7 +354,14 @@ EXPORT int cuStreamDestroy_v2(stream* s) {
 
 EXPORT int cuStreamSynchronize(stream* s) {
   int result = enter();
-  return result ? result : s != NULL && s->capturing ? CAPTURE_INVALID : SUCCESS;
+  if (result) return result;
+  __atomic_add_fetch(&waits, 1, __ATOMIC_RELAXED);
+  return s != NULL && s->capturing ? CAPTURE_INVALID : SUCCESS;
+}
+
+EXPORT int cuStreamIsCapturing(stream* s, int* capturing) {
+  *capturing = s != NULL && s->capturing;
+  return enter();
 }
 
 EXPORT int cuStreamBeginCapture_v2(stream* s, int mode) {
@@ -457,6 +477,7 @@ EXPORT int cuDeviceGetAttribute(int* value, int attribute, int device) {
     case 18: *value = (int)integrated; return SUCCESS;
     case 75: *value = (int)sm / 10; return SUCCESS;
     case 76: *value = (int)sm % 10; return SUCCESS;
+    case 100: *value = (int)host_page_tables; return SUCCESS;
     case 97: *value = (int)most_shared; return SUCCESS;
     default: return INVALID_VALUE;
   }

@@ -41,12 +41,13 @@ streamo_status find_device(streamo_gpu* gpu) {
 streamo_status ask_facts(streamo_gpu* gpu) {
   const Driver& driver = *gpu->driver;
   streamo_gpu_facts& facts = gpu->facts;
-  int major = 0, minor = 0, multiprocessors = 0, integrated = 0;
+  int major = 0, minor = 0, multiprocessors = 0, integrated = 0, host_page_tables = 0;
   size_t memory = 0;
   const std::pair<int, int*> attributes[] = {{kAttributeMajor, &major},
                                              {kAttributeMinor, &minor},
                                              {kAttributeMultiprocessors, &multiprocessors},
-                                             {kAttributeIntegrated, &integrated}};
+                                             {kAttributeIntegrated, &integrated},
+                                             {kAttributeHostPageTables, &host_page_tables}};
   for (const auto& [attribute, value] : attributes) {
     const CuResult result = driver.device_attribute(value, attribute, gpu->device);
     if (const streamo_status status = check(gpu, result, "asking the GPU for its properties")) return status;
@@ -57,6 +58,7 @@ streamo_status ask_facts(streamo_gpu* gpu) {
   facts.sm = 10 * major + minor;
   facts.multiprocessors = std::max(multiprocessors, 1);
   facts.integrated = integrated != 0;
+  gpu->reads_host_memory = host_page_tables != 0;
   facts.driver_version = driver.version;
   facts.memory_bytes = static_cast<int64_t>(memory);
   return check(gpu, result, "asking the GPU for its name and memory");

@@ -35,6 +35,7 @@ struct streamo_gpu {
   streamo::gpu::Driver* driver = nullptr;
   streamo::gpu::CuDevice device = 0;
   int32_t ordinal = 0;
+  bool reads_host_memory = false;  // of the host's processes, pinned or not, without the driver's staging
   streamo::gpu::CuContext context = nullptr;
   streamo_gpu_facts facts = {};
   streamo::gpu::Archive archive;

@@ -42,10 +42,12 @@ using CuHandle = void*;  // streams, events, graphs: passed through
   X(memory_free, "cuMemFree_v2", (CuPointer))                                                                         \
   X(memory_info, "cuMemGetInfo_v2", (size_t*, size_t*))                                                               \
   X(copy, "cuMemcpyAsync", (CuPointer, CuPointer, size_t, CuHandle))                                                  \
+  X(pointer_attribute, "cuPointerGetAttribute", (void*, int, CuPointer))                                              \
   X(fill, "cuMemsetD8Async", (CuPointer, unsigned char, size_t, CuHandle))                                            \
   X(stream_create, "cuStreamCreate", (CuHandle*, unsigned))                                                           \
   X(stream_destroy, "cuStreamDestroy_v2", (CuHandle))                                                                 \
   X(stream_synchronize, "cuStreamSynchronize", (CuHandle))                                                            \
+  X(stream_capturing, "cuStreamIsCapturing", (CuHandle, int*))                                                        \
   X(stream_begin_capture, "cuStreamBeginCapture_v2", (CuHandle, int))                                                 \
   X(stream_end_capture, "cuStreamEndCapture", (CuHandle, CuHandle*))                                                  \
   X(event_create, "cuEventCreate", (CuHandle*, unsigned))                                                             \
@@ -67,6 +69,9 @@ using CuHandle = void*;  // streams, events, graphs: passed through
 // The numbers of the driver's interface that are used here.
 constexpr CuResult kCudaSuccess = 0, kCudaOutOfMemory = 2, kCudaNoDevice = 100;
 constexpr int kAttributeMultiprocessors = 16, kAttributeIntegrated = 18, kAttributeMajor = 75, kAttributeMinor = 76;
+constexpr int kAttributeHostPageTables = 100;  // the device reads any host memory itself, through the host's page tables
+constexpr int kPointerMemoryType = 2;
+constexpr unsigned kDeviceMemory = 2;  // a type of memory
 constexpr int kFunctionDynamicShared = 8;  // the largest dynamic shared memory of a function
 constexpr unsigned kStreamNonBlocking = 1;
 constexpr int kCaptureThreadLocal = 1;

@@ -12,11 +12,29 @@ CuPointer address(const void* pointer) { return reinterpret_cast<uintptr_t>(poin
 
 streamo_status missing(const char* what) { return refuse(STREAMO_BAD_ARGUMENT, "expected %s, found NULL", what); }
 
+bool is_device_memory(const Driver& driver, const void* pointer) {
+  unsigned type = 0;
+  return driver.pointer_attribute(&type, kPointerMemoryType, address(pointer)) == kCudaSuccess && type == kDeviceMemory;
+}
+
+// A copy whose host memory may be used again when it returns. The driver copies host memory that is not pinned to its
+// own first, and so reads it before it returns; but where the device reads such memory itself (Grace, Thor), the copy may
+// still be to come. While a stream is recorded nothing can be waited for, and nothing is read.
+CuResult copy(const streamo_gpu* gpu, void* target, const void* source, size_t bytes, void* stream) {
+  const Driver& driver = *gpu->driver;
+  CuResult result = driver.copy(address(target), address(source), bytes, stream);
+  if (result != kCudaSuccess || !gpu->reads_host_memory) return result;
+  if (is_device_memory(driver, target) && is_device_memory(driver, source)) return result;
+  int recorded = 0;
+  result = driver.stream_capturing(stream, &recorded);
+  return result != kCudaSuccess || recorded != 0 ? result : driver.stream_synchronize(stream);
+}
+
 }  // namespace
 
 streamo_status upload(streamo_gpu* gpu, void* device, const void* host, size_t bytes, void* stream) {
   if (bytes == 0) return STREAMO_OK;
-  return check(gpu, gpu->driver->copy(address(device), address(host), bytes, stream), "copying to the GPU");
+  return check(gpu, copy(gpu, device, host, bytes, stream), "copying to the GPU");
 }
 
 streamo_status fill(streamo_gpu* gpu, void* device, uint8_t value, size_t bytes, void* stream) {
@@ -56,7 +74,7 @@ extern "C" streamo_status streamo_gpu_copy(streamo_gpu* gpu, void* target, const
   return on_device(gpu, [&]() -> streamo_status {
     if (bytes == 0) return STREAMO_OK;
     if (target == nullptr || source == nullptr) return missing("a target and a source of a copy");
-    return check(gpu, gpu->driver->copy(address(target), address(source), bytes, stream), "copying memory");
+    return check(gpu, copy(gpu, target, source, bytes, stream), "copying memory");
   });
 }
 
