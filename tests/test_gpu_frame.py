@@ -13,7 +13,7 @@ from kernel_cases import needs_kernels
 
 from edge import gpu_operations as operations
 from edge.errors import KernelError
-from edge.gpu import Gpu
+from edge.gpu import DeviceArray, Gpu
 from edge.preprocess import CLIP_MEAN, CLIP_STD, PreprocessConfig, patchify, resize_to
 
 pytestmark = [needs_kernels, needs_triton, needs_compiler]
@@ -147,6 +147,16 @@ def test_an_odd_nv12_frame_is_refused(gpu: Gpu):
     luma, chroma = nv12(30, 30)
     with pytest.raises(KernelError, match=r"even sides for NV12, found 29x30"):
         on_gpu(gpu, (28, 28), PreprocessConfig(), luma[:, :29], chroma[:, :14])
+
+
+def test_an_output_that_is_not_aligned_is_refused(gpu: Gpu):
+    config, whole = PreprocessConfig(), gpu.empty(4 * 3 * 14 * 14 + 1)
+    output = DeviceArray(whole.pointer + 4, (4, 3 * 14 * 14), whole.dtype, (4 * 3 * 14 * 14, 4), whole.owner)
+    with pytest.raises(KernelError, match="Frame: expected addresses that are multiples of 16 bytes"):
+        operations.patches_of_frame(
+            gpu, gpu.array(picture(30, 30)), new_size=(28, 28), patch=14, merge=2, mean=config.image_mean,
+            deviation=config.image_std, output=output,
+        )  # fmt: skip
 
 
 def test_the_means_are_those_of_the_checkpoint():

@@ -20,7 +20,7 @@ from edge import gpu_abi as abi
 from edge import gpu_operations as operations
 from edge import native
 from edge.errors import KernelError
-from edge.gpu import Gpu
+from edge.gpu import DeviceArray, Gpu
 from edge.kernels_abi import MatmulArguments, WeightsSource
 
 pytestmark = [needs_kernels, needs_triton, needs_compiler]
@@ -287,3 +287,13 @@ def test_norm_is_the_formula_and_adds_first(gpu: Gpu):
             assert nmse(gpu.numpy(found), expected) <= 1e-12
             if on_device is not None:
                 np.testing.assert_array_equal(gpu.numpy(on_device), x + residual)
+
+
+@pytest.mark.parametrize("name", ["input", "residual", "weight", "sum", "output"])
+def test_a_norm_of_arrays_that_are_not_aligned_is_refused(gpu: Gpu, name: str):
+    arrays = {one: gpu.array(np.zeros((2, 64), np.float32)) for one in ("input", "residual", "sum", "output")}
+    arrays["weight"] = gpu.array(np.zeros(64, np.float32))
+    whole = arrays[name]
+    arrays[name] = DeviceArray(whole.pointer + 8, whole.shape, whole.dtype, whole.strides, whole.owner)
+    with pytest.raises(KernelError, match="Norm: expected addresses that are multiples of 16 bytes"):
+        operations.rms_norm(gpu, epsilon=1e-6, **arrays)

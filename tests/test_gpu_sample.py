@@ -12,7 +12,7 @@ from kernel_cases import needs_kernels
 from edge import gpu_operations as operations
 from edge.backends.place import DevicePlace
 from edge.errors import KernelError
-from edge.gpu import Gpu
+from edge.gpu import DeviceArray, Gpu
 from edge.sampling import Sampler, Sampling, largest
 
 pytestmark = [needs_kernels, needs_triton, needs_compiler]
@@ -142,3 +142,11 @@ def test_a_sampler_gives_the_same_tokens_for_logits_on_the_device_as_for_an_arra
         assert there.choose(place.logits(row)) == here.choose(logits[0])
         assert largest(place.logits(row)) == logits.argmax()
         assert np.array_equal(np.asarray(place.logits(row)), logits[0])
+
+
+def test_logits_that_are_not_aligned_are_refused_before_they_are_read(gpu: Gpu):
+    """A row of a table whose width is odd: on a device its loads of 16 bytes would end the process's use of it."""
+    table = gpu.array(np.zeros((2, 4097), np.float32))
+    row = DeviceArray(table.pointer + 4 * 4097, (4097,), table.dtype, (4,), table.owner)
+    with pytest.raises(KernelError, match="Sample: expected addresses that are multiples of 16 bytes"):
+        operations.sample(gpu, row)

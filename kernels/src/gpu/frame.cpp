@@ -124,7 +124,7 @@ streamo_status check(const streamo_gpu_frame* a) {
       return refuse(bad, "frame: expected deviations above 0, found %g", static_cast<double>(a->deviation[channel]));
     }
   }
-  return STREAMO_OK;
+  return check_aligned("frame", a->output);
 }
 
 streamo_status send(streamo_gpu* gpu, const ResizeTable& table, const Packed& packed, int32_t* device, void* stream) {

@@ -30,6 +30,12 @@ constexpr int32_t kMostGrid = 65535;  // of y and of z
 // Whether kernels take this address: kernels/gpu/variant.py promises them so much of pointers. They take NULL.
 inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
+// Refuses another one, for the operation called `what`: the device would stop for good at the first access.
+inline streamo_status check_aligned(const char* what, const void* pointer) {
+  if (is_aligned(pointer)) return STREAMO_OK;
+  return refuse(STREAMO_BAD_ARGUMENT, "%s: expected addresses that are multiples of 16 bytes, found %p", what, pointer);
+}
+
 // How many multiprocessors the device has: for choosing splits.
 int32_t multiprocessors(const streamo_gpu* gpu);
 

@@ -128,9 +128,7 @@ streamo_status check_call(const streamo_weights_source* weights, const streamo_m
   }
   const void* pointers[] = {weights->codes, weights->scales, call->input, call->bias, call->residual, call->output};
   for (const void* pointer : pointers) {
-    if (!is_aligned(pointer)) {
-      return refuse(STREAMO_BAD_ARGUMENT, "matmul: expected addresses that are multiples of 16 bytes, found %p", pointer);
-    }
+    if (const streamo_status status = check_aligned("matmul", pointer)) return status;
   }
   return STREAMO_OK;
 }

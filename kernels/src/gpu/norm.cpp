@@ -1,4 +1,6 @@
 // RMSNorm on the GPU: the call of kernels/gpu/norm.py.
+#include <initializer_list>
+
 #include "gpu/launch.h"
 
 extern "C" streamo_status streamo_gpu_norm_run(streamo_gpu* gpu, const streamo_gpu_norm* arguments, void* stream) {
@@ -12,6 +14,11 @@ extern "C" streamo_status streamo_gpu_norm_run(streamo_gpu* gpu, const streamo_g
     }
     if (a->input == nullptr || a->weight == nullptr || a->output == nullptr) {
       return refuse(STREAMO_BAD_ARGUMENT, "norm: expected an input, a weight and an output, found NULL");
+    }
+    for (const void* pointer : {static_cast<const void*>(a->input), static_cast<const void*>(a->residual),
+                                static_cast<const void*>(a->weight), static_cast<const void*>(a->sum),
+                                static_cast<const void*>(a->output)}) {
+      if (const streamo_status status = gpu::check_aligned("norm", pointer)) return status;
     }
     if (!(a->epsilon >= 0)) {
       return refuse(STREAMO_BAD_ARGUMENT, "norm: expected an epsilon of at least 0, found %g",

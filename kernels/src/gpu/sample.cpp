@@ -40,7 +40,8 @@ streamo_status check(const streamo_gpu_sample* a) {
   if (a->logits == nullptr || a->token == nullptr) {
     return refuse(bad, "sample: expected logits and a place for the token, found NULL");
   }
-  return STREAMO_OK;
+  if (const streamo_status status = check_aligned("sample", a->logits)) return status;
+  return check_aligned("sample", a->token);
 }
 
 streamo_status run(streamo_gpu* gpu, const streamo_gpu_sample& a, void* memory, size_t bytes, void* stream) {
