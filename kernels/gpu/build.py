@@ -91,7 +91,10 @@ def _entry(variant: Any, compiled: Any, sm: int) -> ArchivedKernel:
     found = list(facts.parameter_bytes)
     if found != expected:
         raise CompileError(f"`{variant.name}` for sm_{sm}: expected parameters of {expected} bytes, found {found}")
-    if metadata.global_scratch_size or metadata.num_ctas != 1:
+    if facts.threads != (32 * metadata.num_warps, 1, 1):
+        raise CompileError(f"`{variant.name}` for sm_{sm}: {metadata.num_warps} warps, but threads {facts.threads}")
+    special = metadata.launch_pdl or metadata.launch_cooperative_grid
+    if metadata.global_scratch_size or metadata.profile_scratch_size or metadata.num_ctas != 1 or special:
         raise CompileError(f"`{variant.name}` for sm_{sm}: needs scratch memory or clusters, which the launcher lacks")
     most = LIMITS[sm].shared_bytes_a_block
     if metadata.shared > most:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 # Attributes of `.nv.info` sections, as cuobjdump names them (EIATTR_...).
-REGISTER_COUNT, FRAME_SIZE, PARAMETER = 0x2F, 0x11, 0x17
+REGISTER_COUNT, FRAME_SIZE, PARAMETER, REQUIRED_THREADS = 0x2F, 0x11, 0x17, 0x10
 SIZED = 0x04  # an entry with a 16-bit size before its value; all others have a 16-bit value
 
 
@@ -22,12 +22,14 @@ class CubinFacts:
     Attributes:
       symbol: its name in the file. registers: for one thread. local_bytes: local memory for one thread: spilled
         registers and arrays on the stack; 0 is what we want. parameter_bytes: size of each parameter in order.
+      threads: how many a block must have, in x, y and z: a launch with others fails.
     """
 
     symbol: str
     registers: int
     local_bytes: int
     parameter_bytes: tuple[int, ...]
+    threads: tuple[int, ...]
 
 
 def cubin_facts(cubin: bytes) -> CubinFacts:
@@ -45,13 +47,11 @@ def cubin_facts(cubin: bytes) -> CubinFacts:
         for attribute, value in _attributes(sections[".nv.info"])
         if attribute in (REGISTER_COUNT, FRAME_SIZE)
     }
-    parameters = sorted(
-        struct.unpack("<IHHI", value)[1:]
-        for attribute, value in _attributes(sections[f".nv.info.{kernels[0]}"])
-        if attribute == PARAMETER
-    )
+    own = list(_attributes(sections[f".nv.info.{kernels[0]}"]))
+    parameters = sorted(struct.unpack("<IHHI", value)[1:] for attribute, value in own if attribute == PARAMETER)
+    threads = [struct.unpack("<III", value) for attribute, value in own if attribute == REQUIRED_THREADS]
     sizes = tuple(packed >> 18 for _ordinal, _offset, packed in parameters)
-    return CubinFacts(kernels[0], found[REGISTER_COUNT], found[FRAME_SIZE], sizes)
+    return CubinFacts(kernels[0], found[REGISTER_COUNT], found[FRAME_SIZE], sizes, threads[0] if threads else ())
 
 
 def _sections(elf: bytes) -> Iterator[tuple[str, bytes]]:
