@@ -193,6 +193,10 @@ class Gpu:
         """Mark the point that the stream's work has reached."""
         self.call("event_record", event, stream)
 
+    def wait(self, stream: int, event: int) -> None:
+        """What the stream is given from now on comes after what the event marks; in a graph, on a branch of its own."""
+        self.call("stream_wait", stream, event)
+
     def elapsed_ms(self, begin: int, end: int) -> float:
         """Milliseconds between two recorded events; waits for them."""
         found = ctypes.c_float()

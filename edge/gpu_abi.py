@@ -119,6 +119,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "streamo_gpu_event_create": (_POINTER, _OUT),
     "streamo_gpu_event_destroy": (_POINTER, _POINTER),
     "streamo_gpu_event_record": (_POINTER, _POINTER, _POINTER),
+    "streamo_gpu_stream_wait": (_POINTER, _POINTER, _POINTER),
     "streamo_gpu_event_elapsed": (_POINTER, _POINTER, _POINTER, ctypes.POINTER(ctypes.c_float)),
     "streamo_gpu_graph_begin": (_POINTER, _POINTER),
     "streamo_gpu_graph_end": (_POINTER, _POINTER, _OUT),

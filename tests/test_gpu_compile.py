@@ -164,10 +164,10 @@ def test_facts_of_the_machine_code_are_what_the_toolkit_reads_in_it(tmp_path: Pa
             registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", said.stdout).groups()
             facts = gpu_module("cubin").cubin_facts(cubin)
             assert (facts.registers, facts.local_bytes) == (int(registers), int(stack))
-            listing = subprocess.run([tool, "--dump-elf", tmp_path / "one.cubin"], capture_output=True, text=True).stdout
-            said_threads = re.search(r"EIATTR_REQNTID\s+Format:\s+\S+\s+Value:\s+(\S+) (\S+) (\S+)", listing).groups()
-            assert facts.threads == tuple(int(count, 16) for count in said_threads)
-            said_bytes = re.findall(r"Ordinal : 0x(\w+)\s+Offset\s+: 0x\w+\s+Size\s+: 0x(\w+)", listing)
+            said = subprocess.run([tool, "--dump-elf", tmp_path / "one.cubin"], capture_output=True, text=True)
+            threads = re.search(r"EIATTR_REQNTID\s+Format:\s+\S+\s+Value:\s+(\S+) (\S+) (\S+)", said.stdout).groups()
+            assert facts.threads == tuple(int(count, 16) for count in threads)
+            said_bytes = re.findall(r"Ordinal : 0x(\w+)\s+Offset\s+: 0x\w+\s+Size\s+: 0x(\w+)", said.stdout)
             sizes = dict((int(ordinal, 16), int(size, 16)) for ordinal, size in said_bytes)
             assert facts.parameter_bytes == tuple(sizes[index] for index in range(len(sizes)))
 

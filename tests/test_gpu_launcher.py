@@ -161,6 +161,29 @@ def test_host_memory_may_be_used_again_after_a_copy(cuda: FakeCuda, host_page_ta
     cuda.set(host_page_tables=0)
 
 
+def test_a_graph_may_have_branches_that_come_together_again(gpu: Gpu, cuda: FakeCuda):
+    stream, other, event = gpu.make("stream"), gpu.make("stream"), gpu.make("event")
+    first, second = gpu.array(np.zeros(3, np.uint8)), gpu.array(np.zeros(3, np.uint8))
+    for joined in (False, True):
+        gpu.begin_graph(stream)
+        gpu.record(event, stream)
+        gpu.wait(other, event)
+        gpu.call("fill", first.pointer, 7, 3, stream)
+        gpu.call("fill", second.pointer, 8, 3, other)
+        if joined:
+            gpu.record(event, other)
+            gpu.wait(stream, event)
+            graph = gpu.end_graph(stream)
+        else:
+            with pytest.raises(BackendError, match="recording a graph"):
+                gpu.end_graph(stream)
+    assert not gpu.numpy(first).any() and not gpu.numpy(second).any()
+    gpu.run_graph(graph, stream)
+    assert (gpu.numpy(first, stream) == 7).all() and (gpu.numpy(second, stream) == 8).all()
+    for what, handle in (("graph", graph), ("event", event), ("stream", other), ("stream", stream)):
+        gpu.destroy(what, handle)
+
+
 def test_events_measure_time(gpu: Gpu):
     begin, end = gpu.make("event"), gpu.make("event")
     gpu.record(begin)

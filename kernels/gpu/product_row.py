@@ -201,8 +201,8 @@ def product_row(
 
 
 def variants() -> list[Variant]:
-    """Both widths of codes, with the input as it is or rounded to 8 bits. Nothing is fused but what `tl.fma` says: codes
-    must be the CPU's."""
+    """Both widths of codes, with the input as it is or rounded to 8 bits. Nothing is fused but what `tl.fma` says, so
+    that codes are the CPU's."""
     signature = {"input": "*fp32", "codes": "*i32", "scales": "*fp32", "sums": "*fp32", "segments": "i32",
                  "outputs": "i32", "quads": "i32", "block": "i32", "per_segment": "fp32",
                  "segments_each": "i32"}  # fmt: skip

@@ -80,6 +80,9 @@ STREAMO_API streamo_status streamo_gpu_synchronize(streamo_gpu* gpu, void* strea
 STREAMO_API streamo_status streamo_gpu_event_create(streamo_gpu* gpu, void** event);
 STREAMO_API streamo_status streamo_gpu_event_destroy(streamo_gpu* gpu, void* event);
 STREAMO_API streamo_status streamo_gpu_event_record(streamo_gpu* gpu, void* event, void* stream);
+/* What the stream is given from now on waits for what had been recorded in the event. Between graph_begin and graph_end
+ * this takes another stream along, whose work must be waited for in the same way before the end. */
+STREAMO_API streamo_status streamo_gpu_stream_wait(streamo_gpu* gpu, void* stream, void* event);
 STREAMO_API streamo_status streamo_gpu_event_elapsed(streamo_gpu* gpu, void* from, void* to, float* milliseconds);
 
 /* Record what a stream is given between `begin` and `end`, without doing it; then do it as often as wanted. */

@@ -19,7 +19,7 @@
 enum {
   SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
   INVALID_IMAGE = 200, INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700,
-  LAUNCH_FAILED = 719, CAPTURE_INVALID = 901
+  LAUNCH_FAILED = 719, CAPTURE_INVALID = 901, CAPTURE_UNJOINED = 904
 };
 enum { GUARD_BYTES = 256, MOST_PARAMETERS = 66, SHARED_WITHOUT_ASKING = 48 << 10 };
 
@@ -231,10 +231,24 @@ typedef struct work {
   uint64_t parameters[MOST_PARAMETERS];
 } work;
 
+/* A stream that waits for an event of a captured one is captured with it: its work goes to that `origin`'s list. */
 typedef struct stream {
-  int capturing;
+  int capturing; /* number of the capture that it began; 0: none */
   work *first, **last;
+  struct stream* origin;
+  int origins_capture, open; /* of the origin: branches that it has not waited for */
 } stream;
+typedef struct event {
+  stream* origin; /* where it was recorded, if that was captured */
+  int capture, of_branch;
+} event;
+static int captures;
+
+static stream* captured_by(stream* s) {
+  if (s == NULL) return NULL;
+  if (s->capturing) return s;
+  return s->origin != NULL && s->origin->capturing == s->origins_capture ? s->origin : NULL;
+}
 
 static int launch_now(const work* w) {
   void* pointers[MOST_PARAMETERS];
@@ -262,7 +276,8 @@ static int do_now(const work* w) {
 }
 
 static int do_or_record(stream* s, const work* w) {
-  if (s == NULL || !s->capturing) return do_now(w);
+  s = captured_by(s);
+  if (s == NULL) return do_now(w);
   work* kept = malloc(sizeof *kept);
   if (kept == NULL) return OUT_OF_MEMORY;
   *kept = *w;
@@ -356,19 +371,33 @@ EXPORT int cuStreamSynchronize(stream* s) {
   int result = enter();
   if (result) return result;
   __atomic_add_fetch(&waits, 1, __ATOMIC_RELAXED);
-  return s != NULL && s->capturing ? CAPTURE_INVALID : SUCCESS;
+  return captured_by(s) != NULL ? CAPTURE_INVALID : SUCCESS;
 }
 
 EXPORT int cuStreamIsCapturing(stream* s, int* capturing) {
-  *capturing = s != NULL && s->capturing;
+  *capturing = captured_by(s) != NULL;
   return enter();
+}
+
+EXPORT int cuStreamWaitEvent(stream* s, event* e, unsigned flags) {
+  int result = enter();
+  if (result) return result;
+  if (flags != 0 || e == NULL) return INVALID_VALUE;
+  if (e->origin == NULL || e->origin->capturing != e->capture) return SUCCESS; /* what is done is done */
+  if (s == e->origin) {
+    if (e->of_branch) --s->open, e->of_branch = 0;
+    return SUCCESS;
+  }
+  if (s == NULL || s->capturing) return CAPTURE_INVALID;
+  if (captured_by(s) == NULL) *s = (stream){.origin = e->origin, .origins_capture = e->capture}, ++e->origin->open;
+  return SUCCESS;
 }
 
 EXPORT int cuStreamBeginCapture_v2(stream* s, int mode) {
   int result = enter();
   if (result) return result;
-  if (s == NULL || s->capturing || mode < 0 || mode > 2) return INVALID_VALUE;
-  *s = (stream){1, NULL, &s->first};
+  if (s == NULL || captured_by(s) != NULL || mode < 0 || mode > 2) return INVALID_VALUE;
+  *s = (stream){.capturing = ++captures, .last = &s->first};
   return SUCCESS;
 }
 
@@ -384,7 +413,9 @@ EXPORT int cuStreamEndCapture(stream* s, graph** g) {
   *g = malloc(sizeof **g);
   if (*g == NULL) return OUT_OF_MEMORY;
   (*g)->first = s->first;
-  *s = (stream){0, NULL, NULL};
+  const int open = s->open;
+  *s = (stream){0};
+  if (open != 0) return CAPTURE_UNJOINED;
   __atomic_add_fetch(&graphs, 1, __ATOMIC_RELAXED);
   return SUCCESS;
 }
@@ -421,25 +452,29 @@ EXPORT int cuGraphLaunch(graph* g, stream* s) {
 
 /* --------------------------------------------------------------------------------------------------------- events */
 
-EXPORT int cuEventCreate(void** event, unsigned flags) {
+EXPORT int cuEventCreate(event** created, unsigned flags) {
   int result = enter();
   if (result) return result;
   (void)flags;
-  *event = malloc(1);
-  if (*event == NULL) return OUT_OF_MEMORY;
+  *created = calloc(1, sizeof **created);
+  if (*created == NULL) return OUT_OF_MEMORY;
   __atomic_add_fetch(&events, 1, __ATOMIC_RELAXED);
   return SUCCESS;
 }
 
-EXPORT int cuEventDestroy_v2(void* event) {
+EXPORT int cuEventDestroy_v2(event* e) {
   int result = enter();
   if (result) return result;
-  free(event);
+  free(e);
   __atomic_sub_fetch(&events, 1, __ATOMIC_RELAXED);
   return SUCCESS;
 }
 
-EXPORT int cuEventRecord(void* event, stream* s) { return (void)event, (void)s, enter(); }
+EXPORT int cuEventRecord(event* e, stream* s) {
+  stream* by = captured_by(s);
+  *e = (event){by, by == NULL ? 0 : by->capturing, by != NULL && by != s};
+  return enter();
+}
 EXPORT int cuEventSynchronize(void* event) { return (void)event, enter(); }
 EXPORT int cuEventElapsedTime(float* milliseconds, void* from, void* to) {
   (void)from, (void)to;

@@ -47,6 +47,7 @@ using CuHandle = void*;  // streams, events, graphs: passed through
   X(stream_create, "cuStreamCreate", (CuHandle*, unsigned))                                                           \
   X(stream_destroy, "cuStreamDestroy_v2", (CuHandle))                                                                 \
   X(stream_synchronize, "cuStreamSynchronize", (CuHandle))                                                            \
+  X(stream_wait, "cuStreamWaitEvent", (CuHandle, CuHandle, unsigned))                                                 \
   X(stream_capturing, "cuStreamIsCapturing", (CuHandle, int*))                                                        \
   X(stream_begin_capture, "cuStreamBeginCapture_v2", (CuHandle, int))                                                 \
   X(stream_end_capture, "cuStreamEndCapture", (CuHandle, CuHandle*))                                                  \

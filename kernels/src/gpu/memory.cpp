@@ -124,6 +124,13 @@ extern "C" streamo_status streamo_gpu_event_record(streamo_gpu* gpu, void* event
   });
 }
 
+extern "C" streamo_status streamo_gpu_stream_wait(streamo_gpu* gpu, void* stream, void* event) {
+  return on_device(gpu, [&]() -> streamo_status {
+    if (event == nullptr) return missing("an event");
+    return check(gpu, gpu->driver->stream_wait(stream, event, 0), "waiting for an event");
+  });
+}
+
 extern "C" streamo_status streamo_gpu_event_elapsed(streamo_gpu* gpu, void* from, void* to, float* milliseconds) {
   return on_device(gpu, [&]() -> streamo_status {
     if (from == nullptr || to == nullptr || milliseconds == nullptr) return missing("two events and a place for the time");
