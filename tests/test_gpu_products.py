@@ -119,7 +119,9 @@ def values_that_round_twice(count: int, largest: np.float32) -> np.ndarray:
     one with its product, such a code is another one."""
     inverse = np.float32(127) / largest
     near = (np.arange(-127, 127) + 0.5) / np.float64(inverse)
-    found = (near.astype(np.float32).view(np.int32)[:, None] + np.arange(-2, 3, dtype=np.int32)).view(np.float32).ravel()
+    found = (
+        (near.astype(np.float32).view(np.int32)[:, None] + np.arange(-2, 3, dtype=np.int32)).view(np.float32).ravel()
+    )
     exact = found.astype(np.float64) * inverse
     rounded = (found * inverse).astype(np.float64)
     found = found[np.rint(exact) != np.rint(rounded)]

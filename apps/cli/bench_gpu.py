@@ -9,7 +9,7 @@ from apps.cli import console
 from apps.cli.bench_card import report
 from apps.cli.parsing import number, some_of
 
-PARTS = ("copy", "matmul", "attention")
+PARTS = ("copy", "matmul", "attention", "turn")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
