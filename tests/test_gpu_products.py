@@ -132,7 +132,7 @@ def values_that_round_twice(count: int, largest: np.float32) -> np.ndarray:
 @pytest.mark.parametrize(("bits", "rows"), [(8, 1), (8, 2), (4, 1), (4, 2)])
 def test_a_product_is_rounded_before_it_becomes_a_code(gpu: Gpu, bits: int, rows: int):
     data = matmul_data(MatmulCase(32, 32, rows, bits, 32), seed=12)
-    data.input[:] = values_that_round_twice(31, np.float32(3.3)).tolist() + [3.3]
+    data.input[:] = [*values_that_round_twice(31, np.float32(3.3)).tolist(), 3.3]
     assert worst_row(product(gpu, data, INT8), numpy_product(data, quantise=True)) <= ROUNDED_NMSE
 
 

@@ -7,12 +7,13 @@
  *
  * Faults and figures: fake_cuda_set and fake_cuda_get, with the names in `settings`; at the start also from the
  * environment: FAKE_CUDA="sm=87,launch_fails_at=3". "_at" counts from now on: 1 is the next call. */
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -30,7 +31,7 @@ typedef int (*launch_callback)(const char* kernel, const unsigned* grid, unsigne
 
 static long long driver = 13000, devices = 1, sm = 87, multiprocessors = 16, integrated = 1, memory = 1LL << 40;
 static long long most_shared = 163 << 10, init_error, load_error, alloc_fails_at, launch_fails_at;
-static long long launch_error = ILLEGAL_ADDRESS, launch_is_late, host_page_tables;
+static long long launch_error = ILLEGAL_ADDRESS, launch_is_late, host_page_tables, hidden;
 static long long calls, waits, launches, blocks, block_bytes, modules, contexts, streams, events, graphs, faults;
 
 static const struct { const char* name; long long* value; } settings[] = {
@@ -38,6 +39,7 @@ static const struct { const char* name; long long* value; } settings[] = {
   {"devices", &devices}, {"sm", &sm}, {"multiprocessors", &multiprocessors}, {"integrated", &integrated},
   {"memory", &memory},                     /* bytes of the device */
   {"host_page_tables", &host_page_tables}, /* 1: copies read the host's memory whenever they get to it */
+  {"hidden", &hidden},                     /* 1: new memory can be touched by copies and kernels only */
   {"most_shared", &most_shared},           /* bytes of shared memory a block may ask for */
   {"init_error", &init_error},             /* what cuInit returns */
   {"load_error", &load_error},             /* what cuModuleLoadData returns */
@@ -86,9 +88,30 @@ EXPORT void fake_cuda_on_launch(launch_callback callback) { on_launch = callback
 typedef struct block {
   struct block* next;
   unsigned char* data;
-  size_t bytes;
+  size_t bytes, mapped; /* whole pages of its own, or 0 */
 } block;
 static block* all_blocks;
+
+static void show_hidden(int access) {
+  for (const block* b = all_blocks; b != NULL; b = b->next) {
+    if (b->mapped) mprotect(b->data, b->mapped, access);
+  }
+}
+
+/* Memory for a block, or NULL. */
+static void* take(size_t bytes, size_t* mapped) {
+  void* data = NULL;
+  *mapped = 0;
+  if (!hidden) return posix_memalign(&data, 256, bytes) == 0 ? data : NULL;
+  *mapped = (bytes + 4095) / 4096 * 4096;
+  data = mmap(NULL, *mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return data == MAP_FAILED ? NULL : data;
+}
+
+static void give_back(void* data, size_t mapped) {
+  if (mapped) munmap(data, mapped);
+  else free(data);
+}
 
 static block* block_of(uint64_t address) {
   for (block* b = all_blocks; b != NULL; b = b->next) {
@@ -126,17 +149,19 @@ EXPORT int cuMemAlloc_v2(uint64_t* pointer, size_t bytes) {
   if (result) return result;
   if (bytes == 0) return INVALID_VALUE;
   pthread_mutex_lock(&lock);
+  size_t mapped = 0;
   void* data = NULL;
   block* b = NULL;
   if (counts_down(&alloc_fails_at) || block_bytes + (long long)bytes > memory ||
-      posix_memalign(&data, 256, bytes + GUARD_BYTES) != 0 || (b = malloc(sizeof *b)) == NULL) {
-    free(data);
+      (data = take(bytes + GUARD_BYTES, &mapped)) == NULL || (b = malloc(sizeof *b)) == NULL) {
+    if (data != NULL) give_back(data, mapped);
     pthread_mutex_unlock(&lock);
     return OUT_OF_MEMORY;
   }
   memset(data, 0xff, bytes);
   memset((char*)data + bytes, 0xa5, GUARD_BYTES);
-  *b = (block){all_blocks, data, bytes};
+  *b = (block){all_blocks, data, bytes, mapped};
+  if (mapped) mprotect(data, mapped, PROT_NONE);
   all_blocks = b;
   ++blocks, block_bytes += (long long)bytes;
   *pointer = (uint64_t)data;
@@ -153,11 +178,12 @@ EXPORT int cuMemFree_v2(uint64_t pointer) {
   block* found = *at;
   if (found != NULL) {
     *at = found->next;
+    if (found->mapped) mprotect(found->data, found->mapped, PROT_READ);
     --blocks, block_bytes -= (long long)found->bytes;
     for (size_t i = 0; i < GUARD_BYTES; ++i) {
       if (found->data[found->bytes + i] != 0xa5) { ++faults; break; }
     }
-    free(found->data);
+    give_back(found->data, found->mapped);
     free(found);
   }
   pthread_mutex_unlock(&lock);
@@ -269,10 +295,13 @@ static int launch_now(const work* w) {
 }
 
 static int do_now(const work* w) {
-  if (w->kind == LAUNCH) return launch_now(w);
+  int result = SUCCESS;
+  show_hidden(PROT_READ | PROT_WRITE);
+  if (w->kind == LAUNCH) result = launch_now(w);
   if (w->kind == COPY) memmove((void*)w->target, (const void*)w->source, w->bytes);
   if (w->kind == FILL) memset((void*)w->target, w->value, w->bytes);
-  return SUCCESS;
+  show_hidden(PROT_NONE);
+  return result;
 }
 
 static int do_or_record(stream* s, const work* w) {
