@@ -115,6 +115,22 @@ def test_a_kernel_loads_at_its_first_use_and_only_once(gpu: Gpu, cuda: FakeCuda)
     assert cuda["modules"] == 3
 
 
+@pytest.mark.parametrize(("shared_bytes", "wishes"), [(48 << 10, 0), ((48 << 10) + 16, 1)])
+def test_a_kernel_with_much_shared_memory_wishes_for_it_in_place_of_the_l1(
+    cuda: FakeCuda, shared_bytes: int, wishes: int
+):
+    from gpu_interpreter import gpu_module
+
+    archive = gpu_module("archive")
+    code = b"FAKECUBIN large - large\0"
+    kernel = archive.ArchivedKernel("large", "large", "", 4, shared_bytes, 32, 0, code)
+    (cuda.cubins / "sm_87.cubins").write_bytes(archive.archive_bytes(87, 12090, [kernel]))
+    before = cuda["wishes"]
+    with cuda.open() as gpu:
+        gpu.load()
+    assert cuda["wishes"] - before == wishes
+
+
 def test_a_graph_repeats_what_was_recorded_with_the_memory_as_it_is_then(gpu: Gpu, cuda: FakeCuda):
     gpu.load()
     x, y, out = gpu.array(np.ones(8, np.float32)), gpu.array(np.zeros(8, np.int8)), gpu.array(np.zeros(8, np.float32))

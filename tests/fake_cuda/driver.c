@@ -32,7 +32,7 @@ typedef int (*launch_callback)(const char* kernel, const unsigned* grid, unsigne
 static long long driver = 13000, devices = 1, sm = 87, multiprocessors = 16, integrated = 1, memory = 1LL << 40;
 static long long most_shared = 163 << 10, init_error, load_error, alloc_fails_at, launch_fails_at;
 static long long launch_error = ILLEGAL_ADDRESS, launch_is_late, host_page_tables, hidden;
-static long long calls, waits, launches, blocks, block_bytes, modules, contexts, streams, events, graphs, faults;
+static long long calls, waits, wishes, launches, blocks, block_bytes, modules, contexts, streams, events, graphs, faults;
 
 static const struct { const char* name; long long* value; } settings[] = {
   {"driver", &driver},                     /* version, 1000 * major + 10 * minor */
@@ -49,6 +49,7 @@ static const struct { const char* name; long long* value; } settings[] = {
   /* figures */
   {"calls", &calls},                       /* of functions that touch the device */
   {"waits", &waits},                       /* for a stream */
+  {"wishes", &wishes},                     /* for shared memory in place of L1 */
   {"launches", &launches}, {"blocks", &blocks}, {"block_bytes", &block_bytes}, {"modules", &modules},
   {"contexts", &contexts}, {"streams", &streams}, {"events", &events}, {"graphs", &graphs},
   {"faults", &faults},                     /* what a real device would not forgive: writes behind a block */
@@ -239,6 +240,10 @@ EXPORT int cuModuleGetFunction(module** function, module* m, const char* symbol)
 EXPORT int cuFuncSetAttribute(module* function, int attribute, int value) {
   int result = enter();
   if (result) return result;
+  if (attribute == 9) { /* a wish: how much shared memory, beside the L1 */
+    ++wishes;
+    return value >= -1 && value <= 100 ? SUCCESS : INVALID_VALUE;
+  }
   if (attribute != 8 || value < 0 || value > most_shared) return INVALID_VALUE;
   function->shared = (unsigned)value;
   return SUCCESS;

@@ -105,6 +105,10 @@ streamo_status load_kernel(streamo_gpu* gpu, Kernel& kernel) {
     if (result == kCudaSuccess && archived.shared_bytes > 0) {
       result = driver.function_attribute(function, kFunctionDynamicShared, static_cast<int>(archived.shared_bytes));
     }
+    if (result == kCudaSuccess && archived.shared_bytes > kSharedWithoutAsking) {
+      // So that as many blocks are resident as registers allow. They read what they share once: the L1 has no part in it.
+      driver.function_attribute(function, kFunctionSharedPart, 100);
+    }
     if (result != kCudaSuccess) driver.module_unload(module);
   }
   if (result == kCudaSuccess) {

@@ -74,6 +74,8 @@ constexpr int kAttributeHostPageTables = 100;  // the device reads any host memo
 constexpr int kPointerMemoryType = 2;
 constexpr unsigned kDeviceMemory = 2;  // a type of memory
 constexpr int kFunctionDynamicShared = 8;  // the largest dynamic shared memory of a function
+constexpr int kFunctionSharedPart = 9;     // of the memory that shared memory and the L1 divide, in percent; a wish
+constexpr unsigned kSharedWithoutAsking = 48 << 10;
 constexpr unsigned kStreamNonBlocking = 1;
 constexpr int kCaptureThreadLocal = 1;
 
