@@ -262,6 +262,21 @@ def test_a_recorded_step_follows_its_table(gpu: Gpu):
 # ----------------------------------------------------------------------------------------------------------- refusals
 
 
+def test_a_call_that_sends_its_table_cannot_be_recorded(gpu: Gpu):
+    """The graph would read memory of the host that has long been something else."""
+    data = attention_data(AttentionCase("recorded", pieces=(Piece(10),)))
+    given = {name: value for name, value in data.arguments().items() if value is not None}
+    heads = given.pop("query_heads")
+    arrays = {name: value if name in ON_HOST else gpu.array(value) for name, value in given.items()}
+    stream = gpu.make("stream")
+    gpu_operations.attention(gpu, query_heads=heads, stream=stream, **arrays)
+    gpu.begin_graph(stream)
+    with pytest.raises(KernelError, match="cannot be recorded in a graph"):
+        gpu_operations.attention(gpu, query_heads=heads, stream=stream, **arrays)
+    gpu.destroy("graph", gpu.end_graph(stream))
+    gpu.destroy("stream", stream)
+
+
 @pytest.mark.parametrize("table", [False, True])
 def test_what_does_not_fit_is_refused_before_anything_is_launched(gpu: Gpu, cuda: FakeCuda, table: bool):
     launched = len(cuda.launched)

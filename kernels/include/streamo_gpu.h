@@ -85,7 +85,9 @@ STREAMO_API streamo_status streamo_gpu_event_record(streamo_gpu* gpu, void* even
 STREAMO_API streamo_status streamo_gpu_stream_wait(streamo_gpu* gpu, void* stream, void* event);
 STREAMO_API streamo_status streamo_gpu_event_elapsed(streamo_gpu* gpu, void* from, void* to, float* milliseconds);
 
-/* Record what a stream is given between `begin` and `end`, without doing it; then do it as often as wanted. */
+/* Record what a stream is given between `begin` and `end`, without doing it; then do it as often as wanted. Calls that
+ * send a table of their own from the host are refused meanwhile: attention without a `table`, window attention without
+ * `device_starts`, and frames. */
 STREAMO_API streamo_status streamo_gpu_graph_begin(streamo_gpu* gpu, void* stream);
 STREAMO_API streamo_status streamo_gpu_graph_end(streamo_gpu* gpu, void* stream, void** graph);
 STREAMO_API streamo_status streamo_gpu_graph_launch(streamo_gpu* gpu, void* graph, void* stream);

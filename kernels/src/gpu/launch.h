@@ -39,7 +39,7 @@ inline streamo_status check_aligned(const char* what, const void* pointer) {
 // How many multiprocessors the device has: for choosing splits.
 int32_t multiprocessors(const streamo_gpu* gpu);
 
-// Asynchronous, on `stream`. `upload` reads host memory before it returns.
+// Asynchronous, on `stream`. `upload` reads host memory before it returns, and refuses a stream that is recorded.
 streamo_status upload(streamo_gpu* gpu, void* device, const void* host, size_t bytes, void* stream);
 streamo_status fill(streamo_gpu* gpu, void* device, uint8_t value, size_t bytes, void* stream);
 

@@ -34,7 +34,14 @@ CuResult copy(const streamo_gpu* gpu, void* target, const void* source, size_t b
 
 streamo_status upload(streamo_gpu* gpu, void* device, const void* host, size_t bytes, void* stream) {
   if (bytes == 0) return STREAMO_OK;
-  return check(gpu, copy(gpu, device, host, bytes, stream), "copying to the GPU");
+  int recorded = 0;
+  const CuResult result = gpu->driver->stream_capturing(stream, &recorded);
+  if (result == kCudaSuccess && recorded != 0) {
+    return refuse(STREAMO_BAD_ARGUMENT,
+                  "a call that sends a table from the host cannot be recorded in a graph, which would read the host's "
+                  "memory again each time: expected the table on the device");
+  }
+  return check(gpu, result == kCudaSuccess ? copy(gpu, device, host, bytes, stream) : result, "copying to the GPU");
 }
 
 streamo_status fill(streamo_gpu* gpu, void* device, uint8_t value, size_t bytes, void* stream) {
