@@ -24,7 +24,7 @@ from .cubin import cubin_facts
 from .load import gpu_module, kernel_file
 from .report import LIMITS, report
 
-GENERATIONS = (80, 86, 87, 89, 90, 100, 110, 120)
+GENERATIONS = (80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
 FOLDER = Path(__file__).resolve().parents[2] / "edge" / "cubins"
 
 NEWEST_OF_CUDA_12 = 121
