@@ -41,7 +41,7 @@ def test_a_turn_goes_through_all_of_its_kernels_and_stays_finite(tmp_path: Path)
         once, used = fake["blocks"], {name for name, _ in fake.launched}
         np.testing.assert_array_equal(gpu.numpy(turn.run(None)), logits)
         assert once > allocated and fake["blocks"] == once, "a recorded turn must not allocate"
-    assert {"window_attention_d32", "append_int8_d64_t16", "sample_chunks", "product_row_w8a8", "norm"} <= used
+    assert {"window_attention_d32", "append_int8_d64_t16", "sample_chunks", "product_row_w8a8_s16", "norm"} <= used
 
 
 @pytest.mark.parametrize("tokens", [1, 5])

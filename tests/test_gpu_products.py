@@ -145,7 +145,7 @@ def test_what_becomes_codes_is_not_fused():
 
 def test_sizes_choose_the_kernels(cuda: FakeCuda, gpu: Gpu):
     one, few, many = (matmul_data(MatmulCase(64, 64, rows, 4, 32)) for rows in (1, 3, 17))
-    assert kernels_used(cuda, gpu, one) == ["product_row_w4a32", "finish"]
+    assert kernels_used(cuda, gpu, one) == ["product_row_w4a32_s16", "finish"]
     assert kernels_used(cuda, gpu, few) == ["rows_by_row", "product_rows_w4a16_k32_m16", "finish"]
     assert kernels_used(cuda, gpu, many) == ["rows_by_row", "product_rows_w4a16_k32_m64", "finish"]
     assert kernels_used(cuda, gpu, few, INT8) == ["rows_by_block", "product_rows_w4a8_k32_m16", "finish"]
@@ -153,6 +153,26 @@ def test_sizes_choose_the_kernels(cuda: FakeCuda, gpu: Gpu):
     assert kernels_used(cuda, gpu, gated) == ["rows_by_block", "product_rows_w8a8_k64_m16_gated"]
     ragged = matmul_data(MatmulCase(48, 34, 1, 4, 16))
     assert kernels_used(cuda, gpu, ragged) == ["rows_by_row", "product_any_w4a16", "finish"]
+
+
+@pytest.mark.parametrize(
+    ("case", "activations"),
+    [
+        (MatmulCase(512, 768, 1, 4, 32, bias=True), AUTO),
+        (MatmulCase(800, 768, 1, 4, 32, gated=True, bias=True), AUTO),
+        (MatmulCase(512, 768, 1, 4, 128), INT8),
+        (MatmulCase(512, 384, 1, 8, 64, residual=True), AUTO),
+        (MatmulCase(544, 384, 1, 8, 32), FP16),
+    ],
+    ids=str,
+)
+def test_a_product_that_fills_the_device_takes_long_segments(
+    tmp_path: Path, case: MatmulCase, activations: int
+) -> None:
+    cuda = FakeCuda(tmp_path, multiprocessors=1)
+    with cuda.open() as gpu:
+        check(gpu, matmul_data(case), activations)
+    assert cuda.launched[0][0].startswith("product_row_w") and cuda.launched[0][0].endswith("_s32")
 
 
 @pytest.mark.parametrize(("bits", "rows"), [(4, 1), (8, 3)])

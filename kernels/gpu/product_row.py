@@ -2,7 +2,8 @@
 
 Owns the sums of one row over parts of K; bias, gate and residual are `finish.py`'s. Weights of a bundle lie with the
 columns of one K side by side, so a thread takes 16 bytes of a row and a quarter of a warp 128 bytes; each thread stays
-in a segment of 32 rows of K, so that sums over K are additions in registers, without shared memory or barriers.
+in a segment of 32 rows of K, so that sums over K are additions in registers, without shared memory or barriers. A
+product too small to fill the device takes segments of 16: twice the threads, each of which waits half as often.
 
 Why not tensor cores: they want two values of K in one register, which lie rows apart here. Bringing them together goes
 through shared memory, 2 bytes in and 2 out for each weight, more than it can pass at the rate of an H200's memory. The
@@ -15,18 +16,19 @@ QUANTISE: the input is rounded to 8 bits by block as on the CPU; the sums of a s
 
 from __future__ import annotations
 
+import itertools
+
 import triton
 import triton.language as tl
 
 from .codes import float32_near_one, float32_one
 from .variant import Variant, Work
 
-SEGMENT = 32
+SEGMENTS = (16, 32)
 WORDS = 32
 """Words of a row that a program takes: 128 bytes, a line of the cache."""
-WARPS = 2
-ROWS = 32 * WARPS * 4 // WORDS
-"""Segments that a program works on at once; each thread has 4 words of one."""
+K_AT_ONCE = 256
+"""Rows of K that a program works on at once; each thread has 4 words of a segment's."""
 ROUNDER: tl.constexpr = tl.constexpr(12582912.0)
 """1.5 * 2^23: adding and taking it away rounds a float32 to an integer, halves to even."""
 SMALLEST_BLOCK_MAX: tl.constexpr = tl.constexpr(1e-36)
@@ -201,24 +203,19 @@ def product_row(
 
 
 def variants() -> list[Variant]:
-    """Both widths of codes, with the input as it is or rounded to 8 bits. Nothing is fused but what `tl.fma` says, so
-    that codes are the CPU's."""
+    """Both widths of codes and segments, with the input as it is or rounded to 8 bits. Nothing is fused but what
+    `tl.fma` says, so that codes are the CPU's."""
     signature = {"input": "*fp32", "codes": "*i32", "scales": "*fp32", "sums": "*fp32", "segments": "i32",
                  "outputs": "i32", "quads": "i32", "block": "i32", "per_segment": "fp32",
                  "segments_each": "i32"}  # fmt: skip
-    return [
-        Variant(
-            f"product_row_w{bits}a{'8' if quantise else '32'}",
-            product_row,
-            signature,
-            {"BITS": bits, "QUANTISE": quantise, "SEGMENT": SEGMENT, "ROWS": ROWS, "WORDS": WORDS},
-            num_warps=WARPS,
-            num_stages=1,
-            fuse=False,
-        )
-        for bits in (4, 8)
-        for quantise in (False, True)
-    ]
+    found = []
+    for bits, quantise, segment in itertools.product((4, 8), (False, True), SEGMENTS):
+        rows = K_AT_ONCE // segment
+        sizes = {"BITS": bits, "QUANTISE": quantise, "SEGMENT": segment, "ROWS": rows, "WORDS": WORDS}
+        name = f"product_row_w{bits}a{'8' if quantise else '32'}_s{segment}"
+        warps = rows * WORDS // 4 // 32
+        found.append(Variant(name, product_row, signature, sizes, warps, num_stages=1, fuse=False))
+    return found
 
 
 SHAPES = (("3B gate and up", 2048, 22016), ("3B down", 11008, 2048), ("3B qkv", 2048, 2560), ("3B output", 2048, 2048),
@@ -234,7 +231,7 @@ def work() -> list[Work]:
         moved = weights * bits // 8 + 4 * weights // block + 4 * (inputs + outputs)
         # Instructions count as two operations, as a multiply-add does: 3.1 for a 4-bit weight, 4.5 for an 8-bit one.
         cost = 6.2 if bits == 4 else 9.0
-        variant = "product_row_w4a32" if bits == 4 else "product_row_w8a8"
+        variant = "product_row_w4a32_s32" if bits == 4 else "product_row_w8a8_s32"
         return Work(variant, f"{name}, one row, blocks of {block}", moved, fp32_ops=round(cost * weights))
 
     found = [one(name, k, n, 4, block) for name, k, n in SHAPES for block in (32, 128)]

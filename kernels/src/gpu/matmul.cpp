@@ -13,15 +13,15 @@ namespace streamo::gpu {
 namespace {
 
 // Of product_row.py.
-constexpr int32_t kSegment = 32, kRowWords = 32, kRowSegments = 8;
+constexpr int32_t kSegment = 32, kShortSegment = 16, kRowWords = 32, kAtOnce = 256;
 // Of product_rows.py and product_any.py.
 constexpr int32_t kColumns = 128, kFewRows = 16, kManyRows = 64, kAnyColumns = 64, kAnyTile = 16;
 // Of finish.py and prepare_rows.py.
 constexpr int32_t kFinishColumns = 128, kBlocksOfProgram = 4;
 
 // Programs for each multiprocessor that are enough to keep it busy: one row needs many loads on their way (programs of
-// two warps), tensor cores need a second program while the first one waits.
-constexpr int32_t kRowPrograms = 8, kFewRowsPrograms = 4, kManyRowsPrograms = 2;
+// two warps), tensor cores need a second program while the first one waits. Threads of 12 warps fill one for one row.
+constexpr int32_t kFullRowThreads = 12 * 32, kRowPrograms = 8, kFewRowsPrograms = 4, kManyRowsPrograms = 2;
 // A split below this many tiles costs more to merge than it saves.
 constexpr int32_t kFewestTiles = 8;
 
@@ -40,6 +40,7 @@ struct Plan {
   Way way;
   bool by_block;       // rows rounded to 8 bits by block, as on the CPU
   bool gate_in_place;  // the product's kernel writes the output itself
+  int32_t segment = 0;   // of K, for one row
   int32_t row_tile = 0, tile = 0, tiles = 0, tiles_each = 0, splits = 1, pitch = 0, scale_stride = 1;
   Grid grid;
 };
@@ -64,7 +65,9 @@ Plan plan_for(const streamo_gpu* gpu, const streamo_weights_source& weights, con
   const int32_t processors = multiprocessors(gpu);
   if (regular && call.rows == 1) {
     plan.way = Way::row;
-    plan.tiles = ceil_div(weights.inputs / kSegment, kRowSegments);  // steps of a program
+    const int64_t threads = row_bytes / 16 * (weights.inputs / kSegment);
+    plan.segment = threads < int64_t{kFullRowThreads} * processors ? kShortSegment : kSegment;
+    plan.tiles = ceil_div(weights.inputs, kAtOnce);  // steps of a program
     plan.grid.x = static_cast<uint32_t>(ceil_div(row_bytes, 4 * kRowWords));
     split(plan, plan.grid.x, int64_t{kRowPrograms} * processors, 1);
     plan.grid.y = plan.grid.z;
@@ -148,11 +151,11 @@ streamo_status prepare(streamo_gpu* gpu, const Plan& plan, const Pieces& pieces,
 streamo_status multiply_row(streamo_gpu* gpu, const Plan& plan, const Pieces& pieces,
                             const streamo_weights_source& weights, const streamo_matmul& call, void* stream) {
   char name[64];
-  std::snprintf(name, sizeof name, "product_row_w%da%d", weights.bits, plan.by_block ? 8 : 32);
-  const float of_block = static_cast<float>(kSegment) / static_cast<float>(weights.block);
+  std::snprintf(name, sizeof name, "product_row_w%da%d_s%d", weights.bits, plan.by_block ? 8 : 32, plan.segment);
+  const float of_block = static_cast<float>(plan.segment) / static_cast<float>(weights.block);
   return launch(gpu, name, plan.grid, stream, call.input, weights.codes, weights.scales, pieces.sums,
-                weights.inputs / kSegment, weights.outputs, quads_of(weights), weights.block, of_block,
-                plan.tiles_each * kRowSegments);
+                weights.inputs / plan.segment, weights.outputs, quads_of(weights), weights.block, of_block,
+                plan.tiles_each * (kAtOnce / plan.segment));
 }
 
 streamo_status multiply_rows(streamo_gpu* gpu, const Plan& plan, const Pieces& pieces,
