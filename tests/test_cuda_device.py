@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,35 @@ def test_recorded_steps_give_the_bits_of_launched_ones(
     monkeypatch.setattr(StepGraphs, "number", lambda *_: NO_GRAPH)
     for one, other in zip(repeated, turns(bundle, backend), strict=True):
         assert one.text == other.text and np.array_equal(np.asarray(one.logits), np.asarray(other.logits))
+
+
+LOSE_IT = """
+import ctypes, sys
+from apps.cli.main import main
+from edge.backends.cuda import CudaBackend
+
+encode, frames = CudaBackend.encode, []
+
+def failing(self, *arguments):
+    frames.append(1)
+    if len(frames) == 2:
+        nowhere = ctypes.c_void_p(16)
+        self.gpu.launch("sample_chunks", (1,), nowhere, nowhere, nowhere, 2048, stream=self._stream)
+    return encode(self, *arguments)
+
+CudaBackend.encode = failing
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_lost_device_ends_the_command_with_70_and_serves_no_further_turn(bundle: Bundle, tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    words = ["run", bundle.path, "--source", "synthetic:table?seconds=9", "--ask", "What happens?", "--pace", "fast",
+             "--backend", "cuda", "--skip-parity", "--every-turn", "--output", events]  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", LOSE_IT, *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 70, done.stderr
+    assert "Restart this process" in done.stderr and "Traceback" not in done.stderr
+    assert events.read_text().count('"turn.state"') == 1
 
 
 @pytest.mark.slow
