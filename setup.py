@@ -25,7 +25,7 @@ except ImportError:  # setuptools before 70.1
 
 ROOT = Path(__file__).resolve().parent
 LIBRARY = "libstreamo_kernels.so"
-PLUGIN_SOURCES = ("adapters/tensorrt/plugin.cpp", "include/streamo_gpu.h", "include/streamo_kernels.h")
+PLUGIN_SOURCES = ("adapters/tensorrt/*", "include/*")
 REQUIRED_VARIABLE = "STREAMO_EDGE_REQUIRE_KERNELS"
 
 
@@ -54,9 +54,11 @@ def copy_plugin_sources(target: Path) -> None:
     """What `streamo-edge build-plugin` compiles on a device, which has no checkout."""
     if target.parent == ROOT / "edge":  # in a checkout they are at hand
         return
-    for name in PLUGIN_SOURCES:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / "kernels" / name, target / name)
+    kernels = ROOT / "kernels"
+    for source in (path for pattern in PLUGIN_SOURCES for path in sorted(kernels.glob(pattern))):
+        copy = target / source.relative_to(kernels)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
 
 
 def run_cmake(folder: Path) -> None:

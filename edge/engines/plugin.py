@@ -26,8 +26,15 @@ PLUGIN_FILE = "libstreamo_tensorrt.so"
 BUILD_HINT = "Run `streamo-edge build-plugin`"
 VERSION_FUNCTION, SOURCES_FUNCTION = "streamo_tensorrt_version", "streamo_tensorrt_sources"
 MESSAGES_FUNCTION = "streamo_tensorrt_messages"
-SOURCES = ("adapters/tensorrt/plugin.cpp", "include/streamo_gpu.h", "include/streamo_kernels.h")
-"""What the plugin is compiled from, besides TensorRT's and CUDA's headers."""
+SOURCES = (
+    "adapters/tensorrt/plugin.cpp",
+    "adapters/tensorrt/attributes.h",
+    "adapters/tensorrt/device.h",
+    "adapters/tensorrt/operator.h",
+    "include/streamo_gpu.h",
+    "include/streamo_kernels.h",
+)
+"""What the plugin is compiled from, besides TensorRT's and CUDA's headers: first what the compiler is given."""
 
 _loaded: dict[str, object] = {}
 """Handles of plugin libraries by path: TensorRT's registry takes each once in a process."""

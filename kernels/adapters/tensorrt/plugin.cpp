@@ -8,262 +8,17 @@
 // it would be timed with hold no table.
 #include <NvInfer.h>
 
-#include <dlfcn.h>
-
 #include <array>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <initializer_list>
-#include <mutex>
 #include <new>
 #include <optional>
 #include <string>
-#include <vector>
 
+#include "operator.h"
 #include "streamo_gpu.h"
 
+namespace streamo::tensorrt {
 namespace {
-
-using namespace nvinfer1;
-
-constexpr char kNamespace[] = "streamo";
-constexpr char kVersion[] = "1";
-constexpr int32_t kOk = 0, kFailed = -1;
-
-ILoggerFinder* logger_finder = nullptr;
-
-// What was refused, a line each, until somebody asks: TensorRT promises a logger only to plugins inside of an engine.
-class Refusals {
- public:
-  void add(std::string const& sentence) {
-    std::lock_guard<std::mutex> const lock(mutex_);
-    if (lines_.size() < kMost) lines_ += sentence + "\n";
-  }
-  std::string take() {
-    std::lock_guard<std::mutex> const lock(mutex_);
-    std::string found;
-    found.swap(lines_);
-    return found;
-  }
-
- private:
-  static constexpr size_t kMost = 2000;
-  std::mutex mutex_;
-  std::string lines_;
-} refusals;
-
-int32_t fail(std::string const& sentence) noexcept {
-  refusals.add(sentence);
-  ILogger* const logger = logger_finder ? logger_finder->findLogger() : nullptr;
-  if (logger) logger->log(ILogger::Severity::kERROR, sentence.c_str());
-  return kFailed;
-}
-
-int32_t accept(streamo_status status, char const* what) noexcept {
-  if (status == STREAMO_OK) return kOk;
-  return fail(std::string(what) + ": " + streamo_last_error());
-}
-
-// The GPU with its kernels, opened once for all plugins of the process and given back with it.
-streamo_gpu* gpu() noexcept {
-  static std::mutex mutex;
-  static streamo_gpu* opened = nullptr;
-  std::lock_guard<std::mutex> const lock(mutex);
-  if (opened) return opened;
-  std::string folder;
-  char const* const given = std::getenv("STREAMO_EDGE_CUBINS");
-  if (given && *given) {
-    folder = given;
-  } else {  // beside the library that launches them
-    Dl_info info{};
-    if (!dladdr(reinterpret_cast<void const*>(&streamo_gpu_open), &info) || !info.dli_fname) {
-      fail("The GPU: it is not known where the kernels' library lies; STREAMO_EDGE_CUBINS can name their folder");
-      return nullptr;
-    }
-    folder = info.dli_fname;
-    folder.erase(folder.find_last_of('/') + 1);
-    folder += "cubins";
-  }
-  // TensorRT itself works on the process's first GPU unless told otherwise, and nothing here tells it.
-  if (accept(streamo_gpu_open(folder.c_str(), 0, &opened), "The GPU") != kOk) opened = nullptr;
-  return opened;
-}
-
-// What one of streamo_gpu.h's functions that count a workspace answers. None without a GPU, or where it refuses:
-// TensorRT's log has the sentence.
-template <typename Count, typename... Arguments>
-std::optional<size_t> workspace_bytes(char const* what, Count count, Arguments... arguments) noexcept {
-  size_t bytes = 0;
-  streamo_gpu* const device = gpu();
-  if (!device || accept(count(device, arguments..., &bytes), what) != kOk) return std::nullopt;
-  return bytes;
-}
-
-int32_t size(PluginTensorDesc const& tensor, int32_t axis) { return static_cast<int32_t>(tensor.dims.d[axis]); }
-int32_t most(DynamicPluginTensorDesc const& tensor, int32_t axis) { return static_cast<int32_t>(tensor.max.d[axis]); }
-
-std::string text_of(int64_t const* sizes, size_t count) {
-  std::string text;
-  for (size_t i = 0; i < count; ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
-  return "(" + text + ")";
-}
-
-// Whether the largest sizes of an input that the profile allows are these. -1 stands for any from 1 on, also for what
-// follows the tokens, the cache and its runs: TensorRT need not know that they go together.
-bool has_sizes(char const* what, DynamicPluginTensorDesc const* inputs, int32_t index,
-               std::initializer_list<int64_t> expected) {
-  Dims const& found = inputs[index].max;
-  size_t const rank = found.nbDims < 0 ? 0 : static_cast<size_t>(found.nbDims);
-  bool same = rank == expected.size();
-  for (size_t i = 0; same && i < rank; ++i) {
-    int64_t const wanted = expected.begin()[i];
-    same = wanted < 0 ? found.d[i] >= 1 : found.d[i] == wanted;
-  }
-  if (!same) {
-    fail(std::string(what) + ": input " + std::to_string(index) + " is at most " + text_of(found.d, rank) +
-         ", expected " + text_of(expected.begin(), expected.size()) + ", -1 for any");
-  }
-  return same;
-}
-
-template <typename T>
-T const* as(void const* pointer) {
-  return static_cast<T const*>(pointer);
-}
-
-// One operator's attributes, by name; as they come from a graph and as they are kept in an engine.
-class Attributes {
- public:
-  explicit Attributes(std::vector<char const*> const& integers, bool has_scale) {
-    for (char const* name : integers) names_.push_back(name);
-    integers_.assign(names_.size(), -1);
-    for (char const* name : integers) fields_.emplace_back(name, nullptr, PluginFieldType::kINT32, 1);
-    if (has_scale) fields_.emplace_back("scale", nullptr, PluginFieldType::kFLOAT32, 1);
-    point_fields();
-  }
-  Attributes(Attributes const& other)
-      : names_(other.names_), integers_(other.integers_), scale_(other.scale_), fields_(other.fields_) {
-    point_fields();
-  }
-  Attributes& operator=(Attributes const&) = delete;
-
-  // Whether every attribute was there.
-  bool read(PluginFieldCollection const& given) {
-    for (int32_t i = 0; i < given.nbFields; ++i) take(given.fields[i]);
-    for (int32_t value : integers_) {
-      if (value < 0) return false;
-    }
-    return fields_.size() == names_.size() || scale_ > 0;
-  }
-
-  int32_t operator[](char const* name) const {
-    for (size_t i = 0; i < names_.size(); ++i) {
-      if (!std::strcmp(names_[i], name)) return integers_[i];
-    }
-    return -1;
-  }
-  float scale() const { return scale_; }
-  PluginFieldCollection const* fields() const { return &collection_; }
-
- private:
-  void take(PluginField const& field) {
-    if (!field.data || field.length < 1) return;
-    if (!std::strcmp(field.name, "scale") && field.type == PluginFieldType::kFLOAT32) {
-      std::memcpy(&scale_, field.data, sizeof scale_);
-    }
-    for (size_t i = 0; i < names_.size(); ++i) {
-      if (std::strcmp(names_[i], field.name)) continue;
-      if (field.type == PluginFieldType::kINT32) std::memcpy(&integers_[i], field.data, sizeof(int32_t));
-      if (field.type == PluginFieldType::kINT64) {
-        int64_t wide;
-        std::memcpy(&wide, field.data, sizeof wide);
-        integers_[i] = static_cast<int32_t>(wide);
-      }
-    }
-  }
-  void point_fields() {
-    for (size_t i = 0; i < fields_.size(); ++i) {
-      fields_[i].data = i < integers_.size() ? static_cast<void const*>(&integers_[i]) : &scale_;
-    }
-    collection_.nbFields = static_cast<int32_t>(fields_.size());
-    collection_.fields = fields_.data();
-  }
-
-  std::vector<char const*> names_;
-  std::vector<int32_t> integers_;
-  float scale_ = 0;
-  std::vector<PluginField> fields_;
-  PluginFieldCollection collection_{};
-};
-
-// What both operators have in common: every tensor is linear, float32 unless `words` says int32, and what a plugin
-// computes follows from its attributes and the sizes.
-class Plugin : public IPluginV3, public IPluginV3OneCore, public IPluginV3OneBuildV2, public IPluginV3OneRuntime {
- public:
-  Plugin(Attributes const& attributes, bool building) : attributes_(attributes), building_(building) {}
-
-  IPluginCapability* getCapabilityInterface(PluginCapabilityType type) noexcept override {
-    switch (type) {
-      case PluginCapabilityType::kCORE: return static_cast<IPluginV3OneCore*>(this);
-      case PluginCapabilityType::kBUILD: return static_cast<IPluginV3OneBuildV2*>(this);
-      case PluginCapabilityType::kRUNTIME: return static_cast<IPluginV3OneRuntime*>(this);
-    }
-    return nullptr;
-  }
-  AsciiChar const* getPluginVersion() const noexcept override { return kVersion; }
-  AsciiChar const* getPluginNamespace() const noexcept override { return kNamespace; }
-
-  // Ends the build where the kernels refuse a profile: `getWorkspaceSize` could not, and 0 bytes would be too few.
-  int32_t configurePlugin(DynamicPluginTensorDesc const* given, int32_t inputs, DynamicPluginTensorDesc const*,
-                          int32_t outputs) noexcept override {
-    if (inputs != input_count() || outputs != getNbOutputs()) return fail(wrong_count(inputs));
-    return takes(given) && most_workspace(given) ? kOk : kFailed;
-  }
-  size_t getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t, DynamicPluginTensorDesc const*,
-                          int32_t) const noexcept override {
-    return most_workspace(inputs).value_or(0);
-  }
-  bool supportsFormatCombination(int32_t position, DynamicPluginTensorDesc const* tensors, int32_t inputs,
-                                 int32_t) noexcept override {
-    PluginTensorDesc const& tensor = tensors[position].desc;
-    DataType const wanted = words(position, inputs) ? DataType::kINT32 : DataType::kFLOAT;
-    return tensor.format == TensorFormat::kLINEAR && tensor.type == wanted;
-  }
-  int32_t getOutputDataTypes(DataType* types, int32_t outputs, DataType const*, int32_t inputs) const noexcept override {
-    if (inputs != input_count()) return fail(wrong_count(inputs));
-    for (int32_t i = 0; i < outputs; ++i) types[i] = words(inputs + i, inputs) ? DataType::kINT32 : DataType::kFLOAT;
-    return kOk;
-  }
-  int32_t onShapeChange(PluginTensorDesc const*, int32_t, PluginTensorDesc const*, int32_t) noexcept override {
-    return kOk;
-  }
-  IPluginV3* attachToContext(IPluginResourceContext*) noexcept override { return clone(); }
-  PluginFieldCollection const* getFieldsToSerialize() noexcept override { return attributes_.fields(); }
-  int32_t enqueue(PluginTensorDesc const* input_types, PluginTensorDesc const* output_types, void const* const* inputs,
-                  void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
-    return building_ ? kOk : run(input_types, output_types, inputs, outputs, workspace, stream);
-  }
-
- protected:
-  virtual int32_t input_count() const noexcept = 0;
-  // Whether inputs of these sizes belong to an operator with these attributes.
-  virtual bool takes(DynamicPluginTensorDesc const* inputs) const noexcept = 0;
-  // Bytes that are enough for whatever the profile allows; none where the kernels refuse it.
-  virtual std::optional<size_t> most_workspace(DynamicPluginTensorDesc const* inputs) const noexcept = 0;
-  virtual bool words(int32_t position, int32_t inputs) const noexcept = 0;
-  virtual int32_t run(PluginTensorDesc const* input_types, PluginTensorDesc const* output_types,
-                      void const* const* inputs, void* const* outputs, void* workspace, void* stream) noexcept = 0;
-
-  Attributes const attributes_;
-  bool const building_;
-
- private:
-  std::string wrong_count(int32_t inputs) const {
-    return std::string(getPluginName()) + " takes " + std::to_string(input_count()) + " inputs, found " +
-           std::to_string(inputs);
-  }
-};
 
 class TableAttention final : public Plugin {
  public:
@@ -473,6 +228,10 @@ class Creator final : public IPluginCreatorV3One {
 };
 
 }  // namespace
+}  // namespace streamo::tensorrt
+
+using namespace nvinfer1;
+using namespace streamo::tensorrt;
 
 #define STREAMO_EXPORT extern "C" __attribute__((visibility("default")))
 
