@@ -114,6 +114,30 @@ def test_another_cache_or_memory_that_moved_is_another_graph_and_a_turn_is_none(
     assert all(run == runs[0] for runs in launches.recorded().values() for run in runs)
 
 
+@pytest.mark.parametrize("turns", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_neither_side_takes_more_memory_the_longer_a_stream_runs(
+    demo_bundle: Bundle, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    monkeypatch.setattr(fake, "_run", lambda *_: None)
+    backend = CudaBackend(demo_bundle, threads=1, on_host=True)
+    session = StreamSession(demo_bundle, backend=backend, window_turns=20, max_reply_tokens=4)
+    session.ask("What happens?")
+    for t in range(turns):
+        session.push(FRAME, t)
+        if t == turns // 2:
+            before = held(fake, backend)
+    after = held(fake, backend)
+    assert after[:3] == before[:3]
+    assert after[3] - before[3] < 2 << 20
+
+
+def held(fake: FakeCuda, backend: CudaBackend) -> tuple[int, int, int, int]:
+    """Blocks of the device's memory and their bytes, graphs, and bytes of this process that are resident."""
+    resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
+    assert backend._graphs is not None
+    return fake["blocks"], fake["block_bytes"], len(backend._graphs._numbers), resident
+
+
 def test_there_are_so_many_graphs_and_no_more() -> None:
     graphs = StepGraphs()
     numbers = [graphs.number(key) for key in range(MOST_GRAPHS + 3)]
