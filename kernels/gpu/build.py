@@ -76,12 +76,21 @@ def compile_kernel(task: Task) -> tuple[ArchivedKernel, int]:
         "num_stages": variant.num_stages,
         "enable_fp_fusion": variant.fuse,
     }
-    try:
-        compiled = triton.compile(source, target=GPUTarget("cuda", task.sm, 32), options=options)
-    except Exception as error:  # noqa: BLE001 - Triton raises of every kind
-        lines = str(error).strip().splitlines() or [""]
-        raise CompileError(f"`{task.name}` for sm_{task.sm}: {type(error).__name__}: {' '.join(lines[-3:])}") from None
-    return _entry(variant, compiled, task.sm), cuda_version
+
+    def compiled(**more: Any) -> ArchivedKernel:
+        try:
+            found = triton.compile(source, target=GPUTarget("cuda", task.sm, 32), options={**options, **more})
+        except Exception as error:  # noqa: BLE001 - Triton raises of every kind
+            lines = str(error).strip().splitlines() or [""]
+            said = f"{type(error).__name__}: {' '.join(lines[-3:])}"
+            raise CompileError(f"`{task.name}` for sm_{task.sm}: {said}") from None
+        return _entry(variant, found, task.sm)
+
+    if variant.most_registers is not None:
+        few = compiled(maxnreg=variant.most_registers)
+        if not few.spill_bytes:
+            return few, cuda_version
+    return compiled(), cuda_version
 
 
 def _entry(variant: Any, compiled: Any, sm: int) -> ArchivedKernel:

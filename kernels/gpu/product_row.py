@@ -214,7 +214,10 @@ def variants() -> list[Variant]:
         sizes = {"BITS": bits, "QUANTISE": quantise, "SEGMENT": segment, "ROWS": rows, "WORDS": WORDS}
         name = f"product_row_w{bits}a{'8' if quantise else '32'}_s{segment}"
         warps = rows * WORDS // 4 // 32
-        found.append(Variant(name, product_row, signature, sizes, warps, num_stages=1, fuse=False))
+        registers = 168 if bits == 4 else None  # for 12 warps; 8 bits need fewer
+        found.append(
+            Variant(name, product_row, signature, sizes, warps, num_stages=1, fuse=False, most_registers=registers)
+        )
     return found
 
 

@@ -146,6 +146,7 @@ def variants() -> list[Variant]:
             num_warps=WARPS[rows, tile],
             num_stages=4 if tile == 32 else 3,
             aligned=(*pointers, "pitch"),
+            most_registers=128 if WARPS[rows, tile] == 8 else None,  # for two programs of 256 threads
         )
         for bits, by_block in ((4, False), (4, True), (8, True))
         for tile in TILES

@@ -26,6 +26,8 @@ class Variant:
       constants: the values of all other parameters of the function (`tl.constexpr`).
       num_warps: warps of 32 threads in one program. num_stages: depth of software pipelines.
       aligned: arguments whose value is a multiple of 16 (pointers: of 16 bytes); None: all pointers, and no number.
+      most_registers: of a thread, wherever the compiler can do with so many and spill nothing; so that one program more
+        finds room on a multiprocessor. None: as many as it likes.
       fuse: whether the compiler may make one instruction, and one rounding, of a product and a sum. False where bits
         must be those of the CPU kernels; `tl.fma` says then where it is wanted.
     """
@@ -38,6 +40,7 @@ class Variant:
     num_stages: int = 2
     aligned: tuple[str, ...] | None = None
     fuse: bool = True
+    most_registers: int | None = None
 
     @property
     def aligned_arguments(self) -> tuple[str, ...]:
