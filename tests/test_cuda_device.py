@@ -15,9 +15,12 @@ from apps.demo import CHECKPOINT
 from apps.demo.world import make_demo_stream
 from edge import StreamSession
 from edge.backends import load_backend
+from edge.backends.cuda_provider import check_provider
 from edge.backends.step_graphs import NO_GRAPH, StepGraphs
 from edge.bundle import Bundle, open_bundle
+from edge.errors import BackendError
 from edge.first_run import compare_turns
+from edge.gpu import device_count
 from edge.stored_turns import read_stored_turns
 from edge.turn import Turn
 
@@ -25,6 +28,16 @@ pytestmark = pytest.mark.gpu
 
 SECONDS = 40
 MANY_TURNS = 10_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def provider() -> None:
+    """Skips where there is no GPU, or no ONNX Runtime for it; what goes wrong with both is no reason to skip."""
+    try:
+        device_count()
+        check_provider()
+    except BackendError as error:
+        pytest.skip(error.message)
 
 
 @pytest.fixture(scope="module", params=["fp32", "int8", "int4"])
