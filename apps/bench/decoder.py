@@ -28,8 +28,8 @@ from edge.errors import BackendError, EdgeError, MemoryBudgetError, UsageError
 from edge.memory import bytes_text
 
 LOADED_FACTOR = {"int4": 1.3, "int8": 1.3, "fp16": 4.0, "fp32": 2.0}
-"""Memory that a stored byte takes at most while native graphs are loaded: the mapped file and what is packed of it. Pages
-of int4 and int8 weights are given back as they are packed: a 3B took 1.04 and 1.02."""
+"""Memory that a stored byte takes at most while native graphs are loaded: the mapped file and what is packed of it.
+Pages of int4 and int8 weights are given back as they are packed: a 3B took 1.04 and 1.02."""
 STOCK_LOADED_FACTOR = 4.0
 BASE_BYTES = 200 << 20
 PEAK_ROUNDS = 3
