@@ -115,10 +115,11 @@ class CudaBackend(OrtBackend):
             raise
         except BackendError as error:
             refusal = f"ONNX Runtime does not record decode steps here, and takes longer for each: {error.message}"
+        # First, else the stream would record whatever comes next, and a session cannot be ended while it does.
+        with suppress(BackendError):
+            self.gpu.destroy("graph", self.gpu.end_graph(self._stream))
         for name in ("_decoder", "_vision"):  # so that there is memory for the weights of the next
             vars(self).pop(name, None)
-        with suppress(BackendError):  # else the stream would record whatever comes next
-            self.gpu.destroy("graph", self.gpu.end_graph(self._stream))
         self._graphs = None
         super().__init__(bundle, threads=threads, provider=provider, place=place)
         self.notices.append(refusal)
