@@ -150,7 +150,8 @@ class RecordingRuntime(SimpleNamespace):
     """The part of onnxruntime-gpu's module that the backend uses, on no device.
 
     Attributes:
-      refuses: where recording fails: when the session is made, in a run, in what is repeated, or ("") never.
+      refuses: where recording fails: when the session is made, in a run, in a later one, in what is repeated, or
+        ("") never.
       made: of each session whether it is the decoder's, and whether it records.
       runs: how many sessions there were, and the graph's number, of each run.
     """
@@ -177,13 +178,13 @@ class RecordingRuntime(SimpleNamespace):
             raise RuntimeError("not all nodes are on the CUDA provider")
 
         def run(binding: Any, run_options: Any) -> None:
-            number = run_options.number if run_options is not None else None
-            self.runs.append((len(self.made), number))
-            if number is not None and number > 0 and self.refuses == "run":
+            number = NO_GRAPH if run_options is None else run_options.number
+            self.runs.append((len(self.made), None if run_options is None else number))
+            if number > {"run": 0, "later": 1}.get(self.refuses, number):
                 with Gpu() as gpu:
                     gpu.begin_graph(int(providers[0][1]["user_compute_stream"]))
                 raise RuntimeError("operation not permitted when stream is capturing")
-            outputs["logits"][:] = 1 if number == NO_GRAPH or not self.refuses else 2
+            outputs["logits"][:] = 2 if number > 0 and self.refuses == "nothing, but repeats something else" else 1
 
         inputs = [SimpleNamespace(name=name) for name in ("inputs_embeds",)]
         outputs: dict[str, np.ndarray] = {}
@@ -216,6 +217,20 @@ def test_a_step_is_launched_recorded_and_repeated_before_a_stream_begins(
     assert runtime.made == [(False, False), (True, True)]
     assert [number for _, number in runtime.runs] == [NO_GRAPH, NO_GRAPH, 1, 1]
     assert backend.notices == []
+
+
+def test_a_recording_that_fails_in_a_stream_costs_nothing_but_speed(
+    demo_bundle: Bundle, runtime: RecordingRuntime
+) -> None:
+    runtime.refuses = "later"
+    backend = CudaBackend(demo_bundle)
+    assert not backend.notices
+    backend.allocate_cache(10)  # another cache, another graph
+    before = len(runtime.runs)
+    for _ in range(2):
+        run_empty(backend, 1)
+    assert [number for _, number in runtime.runs[before:]] == [2, NO_GRAPH, NO_GRAPH]
+    backend.gpu.begin_graph(backend._stream)  # nothing is being recorded
 
 
 @pytest.mark.parametrize("refuses", ["session", "run", "nothing, but repeats something else"])

@@ -87,6 +87,7 @@ class CudaBackend(OrtBackend):
         self._table = StepTable(place, None if on_host else self._stream)
         self._sent: tuple[int, ...] = ()  # what `_table` says of the run that comes next
         self._graphs: StepGraphs | None = StepGraphs()
+        self._records = False  # the run that is under way
         self._capacity_tokens = 0
         entries = {"streamo.gpu": "host" if on_host else str(device), "streamo.gpu.kernels": str(cubin_folder())}
         provider = Provider(entries=entries, diagnose=self._diagnose)
@@ -115,9 +116,7 @@ class CudaBackend(OrtBackend):
             raise
         except BackendError as error:
             refusal = f"ONNX Runtime does not record decode steps here, and takes longer for each: {error.message}"
-        # First, else the stream would record whatever comes next, and a session cannot be ended while it does.
-        with suppress(BackendError):
-            self.gpu.destroy("graph", self.gpu.end_graph(self._stream))
+        self._end_recording()  # before the session that began it is ended
         for name in ("_decoder", "_vision"):  # so that there is memory for the weights of the next
             vars(self).pop(name, None)
         self._graphs = None
@@ -142,7 +141,7 @@ class CudaBackend(OrtBackend):
                 embeds[0:1] = tokens[i : i + 1]
                 spans = np.array([(0, i, 0)] if i else [], np.int32).reshape(-1, 3)
                 view = CacheView(np.array([i], np.int32), spans, *still)
-                logits = self.run_decoder(embeds[0:1], cos[i : i + 1], sin[i : i + 1], view)
+                logits = self._run_once(embeds[0:1], cos[i : i + 1], sin[i : i + 1], view)
             return np.array(logits)
 
         self.allocate_cache(_TRIAL_TOKENS)
@@ -158,17 +157,38 @@ class CudaBackend(OrtBackend):
         self._capacity_tokens = capacity_tokens
 
     def run_decoder(self, inputs_embeds: Any, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView) -> Logits:
+        try:
+            return self._run_once(inputs_embeds, rope_cos, rope_sin, view)
+        except DeviceLostError:
+            raise
+        except BackendError:
+            if not self._records:
+                raise
+        # What another thread asks of the device can spoil a recording. The step is done again, and none is recorded.
+        self._end_recording()
+        self._graphs = StepGraphs(0)
+        return self._run_once(inputs_embeds, rope_cos, rope_sin, view)
+
+    def _run_once(self, inputs_embeds: Any, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView) -> Logits:
         self._sent = self._table.send(view, self._capacity_tokens)
         return super().run_decoder(inputs_embeds, rope_cos, rope_sin, view)
 
+    def _end_recording(self) -> None:
+        """Else the stream would go on to record whatever it is given."""
+        with suppress(BackendError):
+            self.gpu.destroy("graph", self.gpu.end_graph(self._stream))
+
     def _graph_of(self, session: OrtSession, given: Mapping[str, Any]) -> int | None:
+        self._records = False
         if self._graphs is None or session is not self._decoder:
             return None
         if given[contract.ROPE_COS].shape[0] != 1:
             return NO_GRAPH
         inputs = [(array.pointer, *array.shape) for array in given.values() if isinstance(array, DeviceArray)]
         cache = next(iter(self.cache.values())).pointer  # the others lie behind it
-        return self._graphs.number((cache, self._capacity_tokens, *self._sent, *inputs))
+        key = (cache, self._capacity_tokens, *self._sent, *inputs)
+        self._records = not self._graphs.has(key)
+        return self._graphs.number(key)
 
     def patches_of_frame(
         self, frame: FrameOnDevice, size: tuple[int, int], preprocess: PreprocessConfig

@@ -29,6 +29,10 @@ class StepGraphs:
         self._most = most
         self._numbers: dict[Hashable, int] = {}
 
+    def has(self, key: Hashable) -> bool:
+        """Whether a graph with this key may have been recorded."""
+        return key in self._numbers
+
     def number(self, key: Hashable) -> int:
         """The number of the graph that runs with `key` share.
 
