@@ -12,6 +12,8 @@ from edge.errors import QuestionError
 
 MAX_QUESTION_TOKENS = 512
 """Open questions stay in the window for ever, so their tokens are bounded: beyond this the oldest is forgotten."""
+MAX_OPEN_QUESTIONS = 30
+"""And so is their number: attention turns the query anew for each, and what it needs for that is allocated once."""
 
 
 @dataclass(eq=False)
@@ -103,9 +105,13 @@ class Questions:
         """What was asked since the turn before, open from now on; where that is too much, the oldest are closed."""
         joined, self._asked = self._asked, []
         self._open += joined
-        while joined and self._count_tokens([question.text for question in self._open]) > MAX_QUESTION_TOKENS:
+        while joined and self._too_many():
             self._open.pop(0).closed = True
         return joined
+
+    def _too_many(self) -> bool:
+        tokens = self._count_tokens([question.text for question in self._open])
+        return tokens > MAX_QUESTION_TOKENS or len(self._open) > MAX_OPEN_QUESTIONS
 
     def clear(self) -> None:
         """Forget them all; numbers go on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ import edge
 from edge.backends.fake import ScriptedBackend
 from edge.bundle import Bundle
 from edge.clock import FakeClock
+from edge.engines.profiles import MOST_RUNS
 from edge.errors import FrameError, MemoryBudgetError, QuestionError, UsageError
 from edge.policy import POLICIES
-from edge.questions import MAX_QUESTION_TOKENS
+from edge.questions import MAX_OPEN_QUESTIONS, MAX_QUESTION_TOKENS
 from edge.session import StreamSession
 from edge.turn import TurnState
 
@@ -208,6 +210,24 @@ def test_open_questions_never_outgrow_their_room(bundle: Bundle, policy: str) ->
         session.ask("x" * 300)
         session.push(FRAME, t)
     assert session.kv_tokens <= session.kv_capacity_tokens
+
+
+def test_so_many_questions_are_open_as_an_engine_has_room_for(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    run_decoder = ScriptedBackend.run_decoder
+
+    def counting(self: ScriptedBackend, embeds: np.ndarray, cos: np.ndarray, sin: np.ndarray, view: Any) -> Any:
+        runs.append(len(view.run_cos))
+        return run_decoder(self, embeds, cos, sin, view)
+
+    monkeypatch.setattr(ScriptedBackend, "run_decoder", counting)
+    session, _ = session_of(bundle, ["</Silence>"], window_turns=3)
+    for t in range(60):
+        session.ask(f"{t}?")
+        session.push(FRAME, t)
+    assert len(session.open_questions) == MAX_OPEN_QUESTIONS
+    assert list(session.open_questions.values())[-1] == "59?"
+    assert MAX_OPEN_QUESTIONS - 2 <= max(runs) <= MOST_RUNS
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,14 @@ from edge import contract
 from edge.contract import Manifest
 from edge.decoder import MAX_PREFILL_TOKENS
 from edge.errors import EngineError
+from edge.questions import MAX_OPEN_QUESTIONS
 
 MOST_CACHED_TOKENS = 1 << 16
 """Rows of the KV cache that an engine is built for; the cache itself is allocated at the start of a run."""
 USUAL_CACHED_TOKENS = 1 << 14
 USUAL_NEW_TOKENS = 144
 """Of a turn: a frame of 128 visual tokens and its text."""
-MOST_RUNS = 32
+MOST_RUNS = MAX_OPEN_QUESTIONS + 2
 """Of the window: its open questions and two more. TensorRT reserves scratch memory for each, times the longest part of
 a prompt: 234 MiB for all of them with the 3B, 409 MiB with the 7B."""
 
