@@ -18,6 +18,7 @@ from edge import contract, native
 from edge.backends.base import CacheView
 from edge.backends.cache_memory import Shape, array_bytes
 from edge.backends.frame_tables import FrameTableCache
+from edge.backends.kv_layout import SLOT_TABLES, cache_shapes, cached_rows
 from edge.backends.ort_session import CPU, OrtSession, Provider, onnxruntime_module
 from edge.backends.place import DevicePlace, HostPlace
 from edge.bundle import Bundle
@@ -82,7 +83,7 @@ class OrtBackend:
         self.cache = self._place.allocate(shapes)
         for name, array in self.cache.items():
             self._decoder.bind(name, array)
-            if name in (contract.SLOT_COS, contract.SLOT_SIN):
+            if name in SLOT_TABLES:
                 self._slot_tables.append(array)
             else:
                 self._decoder.bind_output(contract.updated(name), array)
@@ -96,21 +97,9 @@ class OrtBackend:
         return self._place.row_buffer(tokens, self._manifest.decoder_facts.hidden_size)
 
     def _cache_shapes(self, capacity_tokens: int) -> dict[str, Shape]:
-        """Shape and dtype of everything that grows with the capacity, by the graph input's name."""
         facts = self._manifest.decoder_facts
-        rows = (1, facts.num_kv_heads, capacity_tokens)
-        shapes: dict[str, Shape] = {}
-        for layer in range(facts.layers):
-            dtype = self._manifest.kv_dtypes[layer] if self.evicts_in_place else "float32"
-            for name in (contract.key_cache_name(layer), contract.value_cache_name(layer)):
-                shapes[name] = ((*rows, facts.head_dim), dtype)
-            if dtype == "int8":
-                for name in (contract.key_scales_name(layer), contract.value_scales_name(layer)):
-                    shapes[name] = (rows, "float32")
-        if contract.SLOT_COS in self._decoder.inputs:
-            for name in (contract.SLOT_COS, contract.SLOT_SIN):
-                shapes[name] = ((capacity_tokens, facts.head_dim // 2), "float32")
-        return shapes
+        dtypes = self._manifest.kv_dtypes if self.evicts_in_place else ["float32"] * facts.layers
+        return cache_shapes(facts, dtypes, capacity_tokens, has_slot_tables=contract.SLOT_COS in self._decoder.inputs)
 
     def encode(self, patches: np.ndarray, rows: int, columns: int) -> Any:
         tables = self._frames.of(rows, columns)
@@ -133,16 +122,7 @@ class OrtBackend:
         return self._place.logits(self._logits)
 
     def cached_rows(self, layer: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        parts = []
-        for codes_name, scales_name in (
-            (contract.key_cache_name(layer), contract.key_scales_name(layer)),
-            (contract.value_cache_name(layer), contract.value_scales_name(layer)),
-        ):
-            rows = self._place.read(self.cache[codes_name])[0][:, slots].astype(np.float32)
-            if scales_name in self.cache:
-                rows *= self._place.read(self.cache[scales_name])[0][:, slots, None]
-            parts.append(rows.transpose(1, 0, 2))
-        return parts[0], parts[1]
+        return cached_rows(self._place, self.cache, layer, slots)
 
     def _run(self, session: OrtSession, feeds: dict[str, Any]) -> None:
         given = {name: self._place.given(name, array) for name, array in feeds.items()}  # alive until the run is over

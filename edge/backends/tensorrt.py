@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ import numpy as np
 
 from edge import contract
 from edge.backends.base import CacheView
-from edge.backends.cache_memory import Shape, array_bytes
+from edge.backends.cache_memory import array_bytes
 from edge.backends.device_patches import device_patches
 from edge.backends.frame_tables import FrameTableCache
+from edge.backends.kv_layout import SLOT_TABLES, cache_shapes, cached_rows
 from edge.backends.lost_device import keep_for_ever
 from edge.backends.place import DevicePlace
 from edge.backends.tensorrt_engine import Engine
@@ -104,39 +104,31 @@ class TensorRTBackend:
                 "needed",
                 hint="Use a smaller window",
             )
-        shapes = dict(self._cache_shapes(capacity_tokens))
+        manifest = self._manifest
+        shapes = cache_shapes(
+            manifest.decoder_facts,
+            manifest.kv_dtypes,
+            capacity_tokens,
+            has_slot_tables=self._has_slot_tables,
+            in_words=True,
+        )
         self.cache, self._slot_tables = {}, []  # free what was there first
         wanted, free = sum(map(array_bytes, shapes.values())), self._gpu.facts.free_bytes
         if wanted > free:
-            layers = self._manifest.decoder_facts.layers
+            layers = manifest.decoder_facts.layers
             raise MemoryBudgetError(
                 f"The KV cache needs {bytes_text(wanted)} for {layers} layers x {capacity_tokens} tokens, "
                 f"{bytes_text(free)} of GPU memory is free",
                 hint="Use a smaller window",
             )
         self._capacity, self.cache = capacity_tokens, self._place.allocate(shapes)
-        self._slot_tables = [self.cache[n] for n in (contract.SLOT_COS, contract.SLOT_SIN) if n in self.cache]
+        self._slot_tables = [self.cache[name] for name in SLOT_TABLES if name in self.cache]
         for step in self._steps:
             step.bind_output(contract.LOGITS, self._logits)
             for name, array in self.cache.items():
                 step.bind_input(name, array)
-                if name not in (contract.SLOT_COS, contract.SLOT_SIN):
+                if name not in SLOT_TABLES:
                     step.bind_output(contract.updated(name), array)
-
-    def _cache_shapes(self, capacity: int) -> Iterator[tuple[str, Shape]]:
-        """Shape and dtype of everything that grows with the capacity, by the graph input's name."""
-        facts = self._manifest.decoder_facts
-        rows = (1, facts.num_kv_heads, capacity)
-        for layer in range(facts.layers):
-            int8 = self._manifest.kv_dtypes[layer] == "int8"
-            for name in (contract.key_cache_name(layer), contract.value_cache_name(layer)):
-                yield name, ((*rows, facts.head_dim // 4), "int32") if int8 else ((*rows, facts.head_dim), "float32")
-            if int8:
-                for name in (contract.key_scales_name(layer), contract.value_scales_name(layer)):
-                    yield name, (rows, "float32")
-        if self._has_slot_tables:
-            for name in (contract.SLOT_COS, contract.SLOT_SIN):
-                yield name, ((capacity, facts.head_dim // 2), "float32")
 
     def free_bytes(self) -> int | None:
         """GPU memory that is left."""
@@ -180,17 +172,7 @@ class TensorRTBackend:
         return self._place.logits(self._logits)
 
     def cached_rows(self, layer: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        parts = []
-        for rows_name, scales_name in (
-            (contract.key_cache_name(layer), contract.key_scales_name(layer)),
-            (contract.value_cache_name(layer), contract.value_scales_name(layer)),
-        ):
-            rows = self._place.read(self.cache[rows_name])
-            rows = (rows.view(np.int8) if rows.dtype == np.int32 else rows)[0][:, slots].astype(np.float32)
-            if scales_name in self.cache:
-                rows *= self._place.read(self.cache[scales_name])[0][:, slots, None]
-            parts.append(rows.transpose(1, 0, 2))
-        return parts[0], parts[1]
+        return cached_rows(self._place, self.cache, layer, slots)
 
     def _table(self, view: CacheView) -> np.ndarray:
         """New slots and spans as int32 words in the form that the kernels read."""
