@@ -78,19 +78,25 @@ class NativeOperators(StockOperators):
     def _matmul(
         self, values: str, name: str, bias: bool, residual: str = "", *, gated: bool = False, output: str | None = None
     ) -> str:
-        builder, weight = self.builder, f"{name}.weight"
-        inputs = [values, builder.weight_bytes_of(weight), builder.weight(f"{name}.scale")]
+        inputs = [values, self.builder.weight_bytes_of(f"{name}.weight"), self.builder.weight(f"{name}.scale")]
         inputs += [self.dense(f"{name}.bias") if bias else "", residual]
         while not inputs[-1]:
             inputs.pop()
-        return builder.op(
-            contract.STREAM_MATMUL,
+        return self._product_node(name, contract.STREAM_MATMUL, inputs, gated=gated, output=output)
+
+    def _product_node(
+        self, name: str, op: str, inputs: list[str], *, gated: bool, output: str | None, **more: int | str
+    ) -> str:
+        """An operator that multiplies with a quantised weight."""
+        return self.builder.op(
+            op,
             *inputs,
             output=output,
             domain=contract.CUSTOM_DOMAIN,
-            bits=BITS[builder.stored[weight].dtype],
+            bits=BITS[self.builder.stored[f"{name}.weight"].dtype],
             block_size=self.block_of(name),
             gated=int(gated),
+            **more,
         )
 
     # Decoder ---------------------------------------------------------------------------------------------------

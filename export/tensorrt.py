@@ -25,7 +25,7 @@ import numpy as np
 
 from edge import contract
 from edge.contract import DecoderFacts, VisionFacts
-from export.native import BITS, NativeOperators, key_offset_name
+from export.native import NativeOperators, key_offset_name
 from export.onnx_writer import ELEMENT_TYPES
 from export.stock import StockOperators
 from export.weight_store import StoredTensor, WeightFile
@@ -141,22 +141,11 @@ class TensorRTOperators(NativeOperators):
     def _matmul(
         self, values: str, name: str, bias: bool, residual: str = "", *, gated: bool = False, output: str | None = None
     ) -> str:
-        builder, weight = self.builder, f"{name}.weight"
-        inputs = [values, builder.weight_words_of(weight), builder.weight(f"{name}.scale")]
+        inputs = [values, self.builder.weight_words_of(f"{name}.weight"), self.builder.weight(f"{name}.scale")]
         inputs += [self.dense(f"{name}.bias")] if bias else []
         inputs += [residual] if residual else []
-        return builder.op(
-            contract.PLUGIN_MATMUL,
-            *inputs,
-            output=output,
-            domain=contract.CUSTOM_DOMAIN,
-            bits=BITS[builder.stored[weight].dtype],
-            block_size=self.block_of(name),
-            gated=int(gated),
-            bias=int(bias),
-            residual=int(bool(residual)),
-            **PLUGIN,
-        )
+        addends = {"bias": int(bias), "residual": int(bool(residual))}
+        return self._product_node(name, contract.PLUGIN_MATMUL, inputs, gated=gated, output=output, **addends, **PLUGIN)
 
     # Decoder ---------------------------------------------------------------------------------------------------
 
