@@ -25,6 +25,7 @@ from edge.backends.cuda import CudaBackend
 from edge.backends.ort_session import OrtSession
 from edge.backends.step_graphs import MOST_GRAPHS, NO_GRAPH, StepGraphs
 from edge.bundle import Bundle
+from edge.errors import BackendError
 from edge.gpu import Gpu
 
 pytestmark = [needs_kernels, needs_triton, needs_compiler]
@@ -150,8 +151,8 @@ class RecordingRuntime(SimpleNamespace):
     """The part of onnxruntime-gpu's module that the backend uses, on no device.
 
     Attributes:
-      refuses: where recording fails: when the session is made, in a run, in a later one, in what is repeated, or
-        ("") never.
+      refuses: what fails: making a session that records, a recording, a later one, every run, or what is repeated, by
+        being something else; "": nothing.
       made: of each session whether it is the decoder's, and whether it records.
       runs: how many sessions there were, and the graph's number, of each run.
     """
@@ -180,7 +181,7 @@ class RecordingRuntime(SimpleNamespace):
         def run(binding: Any, run_options: Any) -> None:
             number = NO_GRAPH if run_options is None else run_options.number
             self.runs.append((len(self.made), None if run_options is None else number))
-            if number > {"run": 0, "later": 1}.get(self.refuses, number):
+            if number > {"run": 0, "later": 1, "every run": NO_GRAPH - 1}.get(self.refuses, number):
                 with Gpu() as gpu:
                     gpu.begin_graph(int(providers[0][1]["user_compute_stream"]))
                 raise RuntimeError("operation not permitted when stream is capturing")
@@ -231,6 +232,11 @@ def test_a_recording_that_fails_in_a_stream_costs_nothing_but_speed(
         run_empty(backend, 1)
     assert [number for _, number in runtime.runs[before:]] == [2, NO_GRAPH, NO_GRAPH]
     backend.gpu.begin_graph(backend._stream)  # nothing is being recorded
+    backend.gpu.destroy("graph", backend.gpu.end_graph(backend._stream))
+    runtime.refuses, before = "every run", len(runtime.runs)
+    with pytest.raises(BackendError):
+        run_empty(backend, 1)
+    assert len(runtime.runs) == before + 1  # what was not being recorded is not done again
 
 
 @pytest.mark.parametrize("refuses", ["session", "run", "nothing, but repeats something else"])

@@ -88,7 +88,6 @@ class CudaBackend(OrtBackend):
         self._sent: tuple[int, ...] = ()  # what `_table` says of the run that comes next
         self._graphs: StepGraphs | None = StepGraphs()
         self._records = False  # the run that is under way
-        self._capacity_tokens = 0
         entries = {"streamo.gpu": "host" if on_host else str(device), "streamo.gpu.kernels": str(cubin_folder())}
         provider = Provider(entries=entries, diagnose=self._diagnose)
         if not on_host:
@@ -152,10 +151,6 @@ class CudaBackend(OrtBackend):
         if not np.linalg.norm(repeated - launched) <= _TRIAL_ERROR * np.linalg.norm(launched):
             raise BackendError("what it repeats is not what was launched")
 
-    def allocate_cache(self, capacity_tokens: int) -> None:
-        super().allocate_cache(capacity_tokens)
-        self._capacity_tokens = capacity_tokens
-
     def run_decoder(self, inputs_embeds: Any, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView) -> Logits:
         try:
             return self._run_once(inputs_embeds, rope_cos, rope_sin, view)
@@ -170,8 +165,14 @@ class CudaBackend(OrtBackend):
         return self._run_once(inputs_embeds, rope_cos, rope_sin, view)
 
     def _run_once(self, inputs_embeds: Any, rope_cos: np.ndarray, rope_sin: np.ndarray, view: CacheView) -> Logits:
-        self._sent = self._table.send(view, self._capacity_tokens)
+        self._sent = self._table.send(view, self._first_keys.shape[2])
         return super().run_decoder(inputs_embeds, rope_cos, rope_sin, view)
+
+    @property
+    def _first_keys(self) -> DeviceArray:
+        """The first layer's keys (1, Hkv, C, D); the rest of the cache lies behind them."""
+        found: DeviceArray = self.cache[contract.key_cache_name(0)]
+        return found
 
     def _end_recording(self) -> None:
         """Else the stream would go on to record whatever it is given."""
@@ -185,10 +186,11 @@ class CudaBackend(OrtBackend):
         if given[contract.ROPE_COS].shape[0] != 1:
             return NO_GRAPH
         inputs = [(array.pointer, *array.shape) for array in given.values() if isinstance(array, DeviceArray)]
-        cache = next(iter(self.cache.values())).pointer  # the others lie behind it
-        key = (cache, self._capacity_tokens, *self._sent, *inputs)
-        self._records = not self._graphs.has(key)
-        return self._graphs.number(key)
+        key = (self._first_keys.pointer, *self._first_keys.shape, *self._sent, *inputs)
+        is_new = not self._graphs.has(key)
+        number = self._graphs.number(key)
+        self._records = is_new and number != NO_GRAPH
+        return number
 
     def patches_of_frame(
         self, frame: FrameOnDevice, size: tuple[int, int], preprocess: PreprocessConfig
