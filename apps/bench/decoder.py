@@ -174,19 +174,9 @@ def _run_worker(
     bundle: Bundle, backend: str, threads: int, depths: list[int], tokens: int, repeats: int, progress: Progress
 ) -> dict[str, Any]:
     """The times, from a process of its own."""
-    options = [
-        "--backend",
-        backend,
-        "--threads",
-        threads,
-        "--depths",
-        ",".join(map(str, depths)),
-        "--tokens",
-        tokens,
-        "--repeats",
-        repeats,
-    ]
-    command = [sys.executable, "-m", "apps.bench.decoder_worker", str(bundle.path.resolve()), *map(str, options)]
+    depth_list = ",".join(map(str, depths))
+    options = f"--backend {backend} --threads {threads} --depths {depth_list} --tokens {tokens} --repeats {repeats}"
+    command = [sys.executable, "-m", "apps.bench.decoder_worker", str(bundle.path.resolve()), *options.split()]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
