@@ -60,8 +60,8 @@ def add_vision(
         return component, writer
     bundle.add(contract.NATIVE_VISION_FILE, build(operators=NativeOperators).serialize("vision", PRODUCER))
     bundle.add(contract.TENSORRT_VISION_FILE, build(operators=TensorRTOperators).serialize("vision", PRODUCER))
-    component = replace(component, native_file=contract.NATIVE_VISION_FILE)
-    return replace(component, tensorrt_file=contract.TENSORRT_VISION_FILE), writer
+    own = replace(component, native_file=contract.NATIVE_VISION_FILE, tensorrt_file=contract.TENSORRT_VISION_FILE)
+    return own, writer
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,9 @@ def add_decoder(
         graph = build(operators=NativeOperators.of(dtypes)).serialize("decoder", PRODUCER)
         bundle.add(contract.NATIVE_DECODER_FILE, graph)
         _write_tensorrt_decoder(bundle, writer, facts, dtypes)
-        component = replace(component, native_file=contract.NATIVE_DECODER_FILE)
-        component = replace(component, tensorrt_file=contract.TENSORRT_DECODER_FILE)
+        component = replace(
+            component, native_file=contract.NATIVE_DECODER_FILE, tensorrt_file=contract.TENSORRT_DECODER_FILE
+        )
     precision = WeightPrecision(
         method=plan.method if plan.quantized else "",
         block_size=plan.block if plan.rounded else 0,
