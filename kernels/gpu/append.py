@@ -115,6 +115,14 @@ def write_offset_factors(low, high, key_offset, factors, factor_scales, row, kv_
 
 
 @triton.jit
+def query_rows(token, head, run, query_heads, kv_heads, new_tokens):
+    """Of a head's queries in one run: the KV head that they look at, and their rows (T,) of (R + 1, Hkv, T G)."""
+    group = query_heads // kv_heads
+    kv_head = head // group
+    return kv_head, (run * kv_heads + kv_head).to(tl.int64) * (new_tokens * group) + token * group + head % group
+
+
+@triton.jit
 def append_int8(
     qkv, qkv_bias, rope_cos, rope_sin, run_cos, run_sin, key_offset, new_slots,
     keys, values, key_scales, value_scales,
@@ -139,9 +147,7 @@ def append_int8(
             qkv, qkv_bias, rope_cos, rope_sin, run_cos, run_sin, token, head, heads, run, run_count, factor, has_bias,
             mask, D,
         )  # fmt: skip
-        group = query_heads // kv_heads
-        kv_head = head // group
-        row = (run * kv_heads + kv_head).to(tl.int64) * (new_tokens * group) + token * group + head % group
+        kv_head, row = query_rows(token, head, run, query_heads, kv_heads, new_tokens)
         offsets = row[:, None] * D + d[None, :]
         low_codes, high_codes, scale = quantise(low, high)
         store_halves(codes, offsets, D // 2, low_codes, high_codes, mask)
@@ -193,8 +199,7 @@ def append_f32(
             qkv, qkv_bias, rope_cos, rope_sin, run_cos, run_sin, token, head, heads, run, run_count, factor, has_bias,
             mask, D,
         )  # fmt: skip
-        group = query_heads // kv_heads
-        row = (run * kv_heads + head // group).to(tl.int64) * (new_tokens * group) + token * group + head % group
+        _, row = query_rows(token, head, run, query_heads, kv_heads, new_tokens)
         store_halves(queries, row[:, None] * D + d[None, :], D // 2, low, high, mask)
     elif run == 0:
         low, high = biased_rows(qkv, qkv_bias, token, head, heads, has_bias, mask, D)

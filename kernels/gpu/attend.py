@@ -46,11 +46,13 @@ def split_scale(scale):
 
 
 @triton.jit
-def shares(cached, fresh, split, splits, least_tiles):
-    """First and last tile of a split among `cached + fresh`."""
-    total = cached + fresh
+def shares(header, block, rows, group, split, splits, least_tiles, BLOCK_M: tl.constexpr, TILE: tl.constexpr):
+    """Tiles of cached rows, and first and last tile of a split among these and those of the new tokens."""
+    seen = tl.minimum(block * BLOCK_M + BLOCK_M - 1, rows - 1) // group + 1  # new tokens that the last row sees
+    cached = tl.load(header)
+    total = cached + (seen + TILE - 1) // TILE
     share = tl.maximum((total + splits - 1) // splits, least_tiles)
-    return tl.minimum(split * share, total), tl.minimum((split + 1) * share, total)
+    return cached, tl.minimum(split * share, total), tl.minimum((split + 1) * share, total)
 
 
 @triton.jit
@@ -195,9 +197,7 @@ def attend_int8(
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.arange(0, BLOCK_N)
     token = row // group
-    seen = tl.minimum(block * BLOCK_M + BLOCK_M - 1, rows - 1) // group + 1  # new tokens that the last row sees
-    cached = tl.load(header)
-    begin, end = shares(cached, (seen + TILE - 1) // TILE, split, splits, least_tiles)
+    cached, begin, end = shares(header, block, rows, group, split, splits, least_tiles, BLOCK_M, TILE)
     first_row = head.to(tl.int64) * capacity
     keys += first_row * D
     values = values.to(tl.pointer_type(tl.int32)) + first_row * (D // 4)

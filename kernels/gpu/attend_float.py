@@ -51,9 +51,7 @@ def attend_f32(
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.arange(0, BLOCK_N)
     token = row // group
-    seen = tl.minimum(block * BLOCK_M + BLOCK_M - 1, rows - 1) // group + 1
-    cached = tl.load(header)
-    begin, end = shares(cached, (seen + TILE - 1) // TILE, split, splits, least_tiles)
+    cached, begin, end = shares(header, block, rows, group, split, splits, least_tiles, BLOCK_M, TILE)
     first_row = head.to(tl.int64) * capacity
     keys += first_row * D
     values += first_row * D
